@@ -1,0 +1,1 @@
+"""Pure decisions: what tasks cost, whether parallelism pays, which worker gets what."""

@@ -1,0 +1,207 @@
+"""What a function costs, learned from every task that was measured.
+
+For each function the model keeps recency-weighted estimates of the time of one item, its spread, the share of
+that time spent on the CPU, and what carrying an item to a worker and back costs the parent. For the machine it keeps
+how long a worker takes to start and what a chunk costs beyond its items. Nothing here reads a clock: times come in
+as arguments, so the estimators run in tests and in simulations with virtual time.
+
+Not thread-safe by itself except where said: each method is a handful of float operations under ``_lock``, so that
+several executors in one process may share a model.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+#: Weight that one observation of n items keeps at least: the older ones count for at most this many times n items.
+#: 4 gives the newest chunk a weight of 0.2: a tenfold drift is followed to within 10 % in about ten chunks of clipped steps.
+_MEMORY = 4.0
+#: An observation counts for at most this many times the present mean (and at least its inverse): one
+#: stall of the machine does not spoil the estimate, while a real drift passes within a few chunks.
+_CLIP = 4.0
+#: Functions remembered; the least recently used goes first. About 300 bytes each.
+_MAX_FUNCTIONS = 4096
+
+
+@dataclass(frozen=True)
+class FunctionCost:
+    """What is known about one function (a snapshot).
+
+    Attributes
+    ----------
+    mean_s
+        Time of one item, in seconds, recency-weighted.
+    std_s
+        Standard deviation of the time of one item, in seconds.
+    cpu_share
+        CPU time over elapsed time while it runs, 0 to 1; 1 when not measured yet.
+    carry_s
+        What the parent spends to encode one item's arguments and decode its result, in seconds.
+    nbytes
+        Size of one item's pickled arguments, in bytes.
+    n_items
+        Items measured in all.
+    """
+
+    mean_s: float
+    std_s: float
+    cpu_share: float
+    carry_s: float
+    nbytes: float
+    n_items: int
+
+
+class _Function:
+    """Running estimates of one function; see `CostModel.observe` for the formulas."""
+
+    __slots__ = ("carry_s", "cpu_share", "mean_s", "n_items", "nbytes", "var_s2", "weight")
+
+    def __init__(self) -> None:
+        self.mean_s = 0.0
+        self.var_s2 = 0.0
+        self.weight = 0.0
+        self.n_items = 0
+        self.cpu_share = 1.0
+        self.carry_s = -1.0
+        self.nbytes = -1.0
+
+
+class CostModel:
+    """Online cost model of functions and of this machine's workers.
+
+    One model may serve several executors; by default all executors of a process share one, so that a function
+    measured by one is known to the next.
+
+    Parameters
+    ----------
+    max_functions
+        How many functions are remembered; the least recently used is forgotten first.
+
+    Notes
+    -----
+    The mean is an exponentially weighted average in which a chunk of n items that took T seconds counts as an
+    observation x = T / n of weight n::
+
+        x'   = min(max(x, mean / 4), 4 mean)          (winsorised: Tukey 1962)
+        a    = n / (W + n),  W <- min(W + n, 4 n)     (so a >= 0.2: West 1979, with forgetting)
+        mean <- mean + a (x' - mean)
+        var  <- (1 - a) (var + a n (x' - mean)^2)
+
+    The factor n turns the variance of a mean of n items into the variance of one item.
+
+    Examples
+    --------
+    >>> model = CostModel()
+    >>> model.observe("f", n_items=10, elapsed_s=0.5)
+    >>> model.lookup("f").mean_s
+    0.05
+    """
+
+    #: What an item costs the parent beyond its own work while nothing was measured, in seconds.
+    #: benchmarks/dispatch.py, flood of small integers in chunks: 0.2 to 0.5 us.
+    PRIOR_CARRY_S = 0.5e-6
+    #: From the decision to start a first worker until it is ready, in seconds, before one was measured:
+    #: an interpreter, loky's and our imports on both sides (benchmarks/dispatch.py, cold start).
+    PRIOR_WORKER_START_S = 0.16
+    #: What a chunk costs beyond its items (two messages, two wake-ups), in seconds.
+    CHUNK_OVERHEAD_S = 80e-6
+
+    def __init__(self, *, max_functions: int = _MAX_FUNCTIONS) -> None:
+        if max_functions < 1:
+            raise ValueError(f"max_functions must be at least 1, got {max_functions!r}")
+        self._max_functions = max_functions
+        # Guards every attribute below; held for arithmetic only.
+        self._lock = threading.Lock()
+        self._functions: OrderedDict[Hashable, _Function] = OrderedDict()
+        self._worker_start_s = self.PRIOR_WORKER_START_S
+        self._starts_measured = 0
+
+    def __len__(self) -> int:
+        return len(self._functions)
+
+    @property
+    def worker_start_s(self) -> float:
+        """Seconds from the decision to start a worker until it is ready, its initializer included."""
+        return self._worker_start_s
+
+    def lookup(self, key: Hashable) -> FunctionCost | None:
+        """What is known about a function; None when none of its items was measured."""
+        with self._lock:
+            found = self._functions.get(key)
+            if found is None or found.n_items == 0:
+                return None
+            return FunctionCost(
+                mean_s=found.mean_s,
+                std_s=found.var_s2**0.5,
+                cpu_share=found.cpu_share,
+                carry_s=found.carry_s if found.carry_s >= 0 else self.PRIOR_CARRY_S,
+                nbytes=max(found.nbytes, 0.0),
+                n_items=found.n_items,
+            )
+
+    def mean_s(self, key: Hashable) -> float | None:
+        """Expected time of one item in seconds; None when the function is unknown."""
+        found = self._functions.get(key)
+        return found.mean_s if found is not None and found.n_items else None
+
+    def observe(
+        self, key: Hashable, n_items: int, elapsed_s: float, cpu_s: float | None = None
+    ) -> None:
+        """Take in that `n_items` items of a function took `elapsed_s` seconds in all.
+
+        Parameters
+        ----------
+        key
+            The function.
+        n_items
+            Items that ran, one after another; at least 1.
+        elapsed_s, cpu_s
+            Wall-clock and CPU time of all of them together, in seconds.
+        """
+        x = elapsed_s / n_items
+        with self._lock:
+            f = self._entry(key)
+            if f.n_items == 0:
+                f.mean_s = x
+            else:
+                x = min(max(x, f.mean_s / _CLIP), f.mean_s * _CLIP) if f.mean_s > 0 else x
+            a = n_items / (f.weight + n_items)
+            delta = x - f.mean_s
+            f.mean_s += a * delta
+            f.var_s2 = (1 - a) * (f.var_s2 + a * n_items * delta * delta)
+            f.weight = min(f.weight + n_items, _MEMORY * n_items)
+            f.n_items += n_items
+            if cpu_s is not None and elapsed_s > 1e-3:
+                f.cpu_share += a * (min(cpu_s / elapsed_s, 1.0) - f.cpu_share)
+
+    def observe_carriage(
+        self, key: Hashable, n_items: int, elapsed_s: float, nbytes: int | None = None
+    ) -> None:
+        """Take in what the parent spent to carry items (encode or decode), and their size in bytes."""
+        x = elapsed_s / n_items
+        with self._lock:
+            f = self._entry(key)
+            f.carry_s = x if f.carry_s < 0 else f.carry_s + 0.2 * (x - f.carry_s)
+            if nbytes is not None:
+                b = nbytes / n_items
+                f.nbytes = b if f.nbytes < 0 else f.nbytes + 0.2 * (b - f.nbytes)
+
+    def observe_worker_start(self, elapsed_s: float) -> None:
+        """Take in how long a worker took from the decision to start it until it was ready."""
+        with self._lock:
+            self._starts_measured += 1
+            a = max(1.0 / self._starts_measured, 0.2)
+            self._worker_start_s += a * (elapsed_s - self._worker_start_s)
+
+    def _entry(self, key: Hashable) -> _Function:
+        found = self._functions.get(key)
+        if found is None:
+            found = self._functions[key] = _Function()
+            if len(self._functions) > self._max_functions:
+                self._functions.popitem(last=False)
+        else:
+            self._functions.move_to_end(key)
+        return found

@@ -1,0 +1,1085 @@
+"""Between the scheduler, which decides, and the worker pool, which does: the executor's engine room.
+
+    caller's threads                        I/O thread                        workers
+    submit, map --> scheduler (lock) --> actions
+        |  SendChunk: encode, post ---------------------------------------->  run
+        |  StartWorker, ...: queue --> wake --> start, kill, retire
+        |                                wait  <--------------------------- results
+        |                                scheduler (lock) --> actions
+      future, map iterator  <-- resolve --'
+
+Every event goes to the scheduler under one lock, held for pure computation only; the actions that it returns are carried
+out after the lock is released. Chunks are encoded and sent by the thread that got the action, so a task submitted to
+an idle worker is on its way before `submit` returns; processes are started and ended by the I/O thread alone.
+
+The I/O thread starts with the first need for it and ends when the executor is shut down and drained. It is not a daemon:
+the interpreter waits for it, and it finishes what was submitted, as the standard pools do.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import CancelledError, Future
+from dataclasses import replace
+from multiprocessing.context import BaseContext
+from typing import Any, Literal
+
+from . import machine
+from .decisions import planner
+from .decisions.cost_model import CostModel
+from .decisions.planner import Plan, PoolState
+from .decisions.scheduler import (
+    Action,
+    BreakPool,
+    Chunk,
+    FailItems,
+    KillWorker,
+    RetireWorker,
+    Scheduler,
+    SendChunk,
+    StartWorker,
+)
+from .results import END, Failed, MapJob, call_inline, take_back
+from .workers import blocks, protocol, serialize
+from .workers.channel import Frame, make_frame
+from .workers.functions import Function, FunctionTable
+from .workers.pool import Ended, Message, WorkerPool
+from .workers.process import add_note, not_picklable
+
+#: While maps are computed by their callers, the I/O thread looks after them this often, in seconds ...
+_WATCH_S = 5e-3
+#: ... and for so many looks after the last one is gone: a wake-up costs more than a look.
+_WATCH_IDLE_LOOKS = 10
+#: A worker told to leave must be gone after this, in seconds; then it is killed.
+_RETIRE_GRACE_S = 30.0
+#: Memory in use is looked up at most this often, in seconds.
+_MEMORY_PERIOD_S = 0.25
+#: Part of the memory limit that stays free for what was not foreseen.
+_MEMORY_RESERVE = 0.05
+
+
+class Settings:
+    """What the user asked for, checked by the executor."""
+
+    def __init__(
+        self,
+        *,
+        max_workers: int,
+        context: BaseContext | str | None,
+        initializer: Callable[..., object] | None,
+        initargs: tuple[Any, ...],
+        max_tasks_per_child: int | None,
+        min_workers: int,
+        idle_timeout_s: float | None,
+        memory_limit: int | None,
+        inline: Literal["auto", "never"],
+        retries: int,
+        env: dict[str, str],
+        cost_model: CostModel,
+    ) -> None:
+        self.max_workers = max_workers
+        self.context = context
+        self.initializer = initializer
+        self.initargs = initargs
+        self.max_tasks_per_child = max_tasks_per_child
+        self.min_workers = min_workers
+        self.idle_timeout_s = idle_timeout_s
+        self.memory_limit = memory_limit
+        self.inline = inline
+        self.retries = retries
+        self.env = env
+        self.cost_model = cost_model
+
+
+class _Task:
+    """A submitted call that is not settled."""
+
+    __slots__ = ("args", "block_fd", "entry", "function", "future")
+
+    def __init__(self, future: Future[Any], function: Function) -> None:
+        self.future = future
+        self.function = function
+        self.args: tuple[Any, ...] | None = None  # scalars, sent as they are
+        self.entry: serialize.Entry | None = None  # else: pickled when submitted
+        self.block_fd = -1  # what `entry` refers to; owned by this task
+
+    def close(self) -> None:
+        if self.block_fd >= 0:
+            os.close(self.block_fd)
+            self.block_fd = -1
+
+
+class Dispatcher:
+    """Owns the scheduler, the pool, the I/O thread, and every task and map that is not settled."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.functions = FunctionTable()
+        self.cost_model = settings.cost_model
+        # Guards the scheduler and the attributes below; held for computation only, never over pickling, sending,
+        # user code, callbacks or waiting.
+        self._lock = threading.Lock()
+        self.scheduler = Scheduler(
+            settings.cost_model,
+            max_workers=settings.max_workers,
+            min_workers=settings.min_workers,
+            idle_timeout_s=settings.idle_timeout_s,
+            max_tasks_per_child=settings.max_tasks_per_child,
+            retries=settings.retries,
+        )
+        self._tasks: dict[int, _Task] = {}
+        self._jobs: dict[int, MapJob] = {}
+        self._last_id = 0
+        self._broken: BaseException | None = None
+        self._is_shut_down = False
+        self._thread: threading.Thread | None = None
+        self._pool: WorkerPool | None = None
+        self._to_do: deque[Action] = deque()  # for the I/O thread
+        self._is_watching = False
+        # Owned by the I/O thread.
+        self._idle_looks = 0
+        self._retiring: dict[int, float] = {}
+        self._peak_nbytes: dict[int, int] = {}
+        self._memory_checked_at = 0.0
+        # Set by a collected executor or the end of the interpreter, without a lock.
+        self.is_abandoned = False
+        self.kill_at_exit = False
+        self.is_foreign = False  # in the child of a fork: belongs to the parent
+        self.n_cpus = machine.cpu_count()
+        self.last_plan: Plan | None = None
+
+    # ------------------------------------------------------------------ submit
+
+    def check_open(self) -> None:
+        """Raise what a submit to this executor raises, if anything."""
+        if self._broken is not None:
+            from concurrent.futures.process import BrokenProcessPool
+
+            raise BrokenProcessPool(str(self._broken)) from self._broken
+        if self._is_shut_down:
+            raise RuntimeError("cannot schedule new futures after shutdown")
+        if _is_interpreter_ending:
+            raise RuntimeError("cannot schedule new futures after interpreter shutdown")
+
+    def submit(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Future[Any]:
+        """Run a call in a worker."""
+        self.check_open()
+        future: Future[Any] = Future()
+        try:
+            task = _Task(future, self.functions.register(fn))
+            if not kwargs and serialize.is_scalar(args):
+                task.args = args
+            else:
+                self._encode_call(task, fn, args, kwargs)
+        except Exception as error:  # told through the future, as the standard pool does
+            future.set_running_or_notify_cancel()
+            future.set_exception(error)
+            return future
+        if self._thread is None:
+            self._ensure_thread()
+        with self._lock:
+            if self._is_shut_down or self._broken is not None:
+                task.close()
+                actions = None
+            else:
+                self._last_id += 1
+                self._tasks[self._last_id] = task
+                actions = self.scheduler.submit(
+                    self._last_id, task.function.key, time.perf_counter(), is_alone=task.block_fd >= 0
+                )
+        if actions is None:
+            self.check_open()
+        elif actions:
+            self._execute(actions)
+        return future
+
+    def _encode_call(self, task: _Task, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        block = blocks.BlockWriter()
+        try:
+            task.entry = serialize.encode((args, kwargs), block)
+            task.block_fd = -1 if (fd := block.detach()) is None else fd
+        except OSError:
+            raise
+        except Exception as error:
+            raise not_picklable(f"an argument of {serialize.name_of(fn)} ({_culprit(args, kwargs)})", error) from (
+                error.__cause__
+            )
+        finally:
+            block.close()
+
+    # ------------------------------------------------------------------ map
+
+    def open_map(
+        self,
+        fn: Callable[..., Any],
+        items: list[Any],
+        *,
+        is_star: bool,
+        source: Any,
+        chunksize: int | None,
+        is_ordered: bool,
+        constraint: str,
+    ) -> MapJob:
+        """Take in a map; `results` of it gives what comes out.
+
+        Parameters
+        ----------
+        fn, items
+            The function and the arguments read so far.
+        is_star
+            Whether each item is a tuple of arguments.
+        source
+            Iterator of further items, or None.
+        chunksize
+            Fixed by the caller, or None.
+        is_ordered
+            Whether results come in the order of the items.
+        constraint
+            Why the caller may not run items; empty if it may.
+        """
+        self.check_open()
+        function = self.functions.register(fn)
+        may_inline = not constraint
+        with self._lock:
+            self._last_id += 1
+            job = MapJob(
+                self._last_id,
+                function,
+                items,
+                is_star=is_star,
+                source=source,
+                chunksize=chunksize,
+                is_ordered=is_ordered,
+                may_inline=may_inline,
+                constraint=constraint,
+            )
+            self._jobs[job.job_id] = job
+            self.scheduler.add_map(job.job_id, function.key, len(items), chunksize=chunksize, closed=source is None)
+            self._plan(job)
+        assert job.plan is not None
+        if not job.plan.is_serial:
+            self.release(job, job.plan.n_workers)
+        elif not self._is_watching:
+            self._ensure_thread()
+            self._is_watching = True
+            self._wake()
+        return job
+
+    def _plan(self, job: MapJob) -> Plan:
+        """Plan what remains of a map; under the lock."""
+        waiting = self.scheduler.n_waiting(job.job_id)
+        plan = planner.plan_map(
+            job.function.name,
+            waiting if job.plan is not None else job.n_items,
+            self.cost_model.lookup(job.function.key),
+            self._pool_state(),
+            inline=job.may_inline,
+            chunksize=job.chunksize,
+            constraint=job.constraint,
+        )
+        if job.plan is not None and waiting < job.n_items and plan.item_s is not None:
+            # The plan of the rest tells the whole: what is done already was done at the price now known.
+            done_s = time.perf_counter() - job.started_at
+            plan = replace(
+                plan,
+                n_items=job.n_items,
+                serial_s=job.n_items * plan.item_s,
+                predicted_s=done_s + (plan.predicted_s or 0.0),
+            )
+        job.plan = self.last_plan = plan
+        return plan
+
+    def _pool_state(self) -> PoolState:
+        return PoolState(
+            self.scheduler.n_ready, self.scheduler.worker_limit, self.n_cpus, self.cost_model.worker_start_s
+        )
+
+    def release(self, job: MapJob, n_workers: int) -> None:
+        """Let workers take items of a map."""
+        self._ensure_thread()
+        with self._lock:
+            job.is_released = True
+            actions = self.scheduler.release_map(job.job_id, n_workers, time.perf_counter())
+        self._execute(actions)
+
+    def next_results(self, job: MapJob, until: float | None) -> list[Any] | None:
+        """More results of a map, to be popped from the end; None when there will be none.
+
+        Called by the thread that iterates. This is the only place where items run in the caller's thread.
+        """
+        while True:
+            batch = job.take()
+            if batch is not None:
+                if job.source is not None:
+                    self._read_more(job, len(batch))
+                elif job.n_out >= job.n_items:
+                    self._finish(job)
+                return batch
+            if job.is_finished():
+                return None
+            if job.may_inline and self._run_inline(job):
+                continue
+            job.wait(until)
+
+    def _read_more(self, job: MapJob, most: int) -> None:
+        """Read as many items as were handed out, so that the buffer stays full; in the caller's thread."""
+        new: list[Any] = []
+        closed = False
+        for _ in range(most):
+            try:
+                new.append(next(job.source))  # type: ignore[arg-type]  # checked by the caller
+            except StopIteration:
+                closed = True
+                job.source = None
+                break
+        n_items = job.extend(new)
+        with self._lock:
+            actions = self.scheduler.extend_map(job.job_id, n_items, closed, time.perf_counter())
+        self._execute(actions)
+
+    def _run_inline(self, job: MapJob) -> bool:
+        """Run some items in this thread if that is best; whether it did."""
+        with self._lock:
+            taken = self._take_inline(job)
+        if isinstance(taken, int):
+            self.release(job, taken)
+            return True
+        if not taken:
+            return False
+        queue, error = self._copy_items(job, taken)
+        values: list[Any] = []
+        call = job.function.local()
+        job.inline_values, job.inline_queue, job.inline_stop = values, queue, taken.start + len(queue) - 1
+        job.inline_since = start = time.perf_counter()
+        try:
+            problem = call_inline(call, queue, job.is_star, values)
+        finally:
+            job.inline_since = 0.0
+            job.visited_at = time.perf_counter()
+        elapsed = job.visited_at - start
+        ran = len(values) + (problem is not None)
+        if ran:
+            self.cost_model.observe(job.function.key, ran, elapsed)
+        take_back(queue)  # after an exception nobody needs the rest
+        error = problem or (error if ran == len(taken) - 1 else None)
+        if values and not serialize.are_scalars(values):
+            error = self._copy_values(job, taken.start, values) or error
+        if error is not None:
+            values.append(Failed(error))
+        job.n_inline += len(values)
+        with self._lock:
+            self.scheduler.inline_done(job.job_id, len(values))
+        job.settle(range(taken.start, taken.start + len(values)), values, failed=error is not None)
+        return True
+
+    def _copy_items(self, job: MapJob, taken: range) -> tuple[deque[Any], Exception | None]:
+        """A queue of what a worker would have got: copies; and the error of the first that cannot be copied."""
+        items = job.take_items(taken)
+        error: Exception | None = None
+        if not serialize.are_scalars(items):
+            copied: list[Any] = []
+            for item in items:
+                try:
+                    copied.append(serialize.copy(item))
+                except Exception as problem:
+                    what = f"item {taken.start + len(copied)} of map({job.function.name})"
+                    error = not_picklable(f"{what} ({_culprit((item,), {})})", problem)
+                    break
+            items = copied
+        queue = deque(items)
+        queue.append(END)
+        return queue, error
+
+    def _copy_values(self, job: MapJob, start: int, values: list[Any]) -> BaseException | None:
+        """Replace results by what a worker would have sent: copies."""
+        for i, value in enumerate(values):
+            try:
+                values[i] = serialize.copy(value)
+            except Exception as problem:
+                del values[i:]
+                return not_picklable(f"the result of {job.function.name} for item {start + i}", problem)
+        return None
+
+    def _take_inline(self, job: MapJob) -> range | int:
+        """Items for the caller to run now, or the number of workers to hand the map to; under the lock."""
+        scheduler = self.scheduler
+        waiting = scheduler.n_waiting(job.job_id)
+        if not waiting:
+            return range(0)
+        item_s = self.cost_model.mean_s(job.function.key)
+        plan = job.plan
+        assert plan is not None
+        if not job.is_released:
+            planned = plan.item_s
+            if item_s is not None and (planned is None or not 0.8 * planned <= item_s <= 1.25 * planned):
+                plan = self._plan(job)
+                if not plan.is_serial:
+                    return plan.n_workers
+        else:
+            asked_at = scheduler.asked_at(job.job_id)
+            waited = time.perf_counter() - (asked_at if asked_at is not None else 0.0)
+            if not planner.inline_pays(
+                waiting,
+                item_s,
+                scheduler.n_ready,
+                min(plan.n_workers or 1, scheduler.worker_limit),
+                waited,
+                self.cost_model.worker_start_s,
+            ):
+                return range(0)
+        is_known = plan.item_s is not None
+        return scheduler.take_inline(job.job_id, planner.inline_batch(waiting, item_s, job.n_inline, is_known))
+
+    def abandon(self, job: MapJob) -> None:
+        """Nobody will ask for more results of a map."""
+        with self._lock:
+            self._jobs.pop(job.job_id, None)
+            self.scheduler.cancel_map(job.job_id)
+            actions = self.scheduler.tick(time.perf_counter()) if self._is_shut_down else []
+        self._execute(actions)
+
+    def _finish(self, job: MapJob) -> None:
+        """All results of a map were handed out."""
+        with self._lock:
+            self._jobs.pop(job.job_id, None)
+            plan = job.plan
+            assert plan is not None
+            job.plan = replace(
+                plan,
+                n_items=job.n_items,
+                actual_s=time.perf_counter() - job.started_at,
+                n_inline=job.n_inline,
+                n_chunks=job.n_chunks,
+            )
+            if self.last_plan is plan:
+                self.last_plan = job.plan
+
+    # ------------------------------------------------------------------ actions
+
+    def _execute(self, actions: Iterable[Action]) -> None:
+        """Carry out what the scheduler wants; any thread, no lock held."""
+        wake = False
+        for action in actions:
+            if type(action) is SendChunk:
+                self._send(action.worker_id, action.chunk)
+            else:
+                self._to_do.append(action)
+                wake = True
+        if wake:
+            self._wake()
+
+    def _wake(self) -> None:
+        if self._pool is not None and threading.current_thread() is not self._thread:
+            self._pool.wake()
+
+    def _send(self, worker_id: int, chunk: Chunk, *, resend_functions: bool = False) -> None:
+        """Encode a chunk and post it to its worker."""
+        pool = self._pool
+        assert pool is not None
+        known = pool.known_functions(worker_id)
+        if resend_functions:
+            known.clear()
+        begun = time.perf_counter()
+        try:
+            if chunk.job_id is None:
+                frame = self._encode_tasks(chunk, known)
+            else:
+                frame = self._encode_items(chunk, known)
+        except Exception as error:  # no room for a block: these items fail, the pool works on
+            self._fail_chunk(chunk, error)
+            return
+        pool.post(worker_id, frame)
+        if chunk.job_id is not None:
+            job = self._jobs.get(chunk.job_id)
+            if job is not None:
+                elapsed = time.perf_counter() - begun
+                self.cost_model.observe_carriage(job.function.key, len(chunk.items), elapsed, len(frame.data))
+
+    def _encode_tasks(self, chunk: Chunk, known: set[int]) -> Frame:
+        functions: dict[int, bytes] = {}
+        fn_ids: list[int] = []
+        items: list[Any] = []
+        are_plain = True
+        block_fd = None
+        for task_id in chunk.items:
+            task = self._tasks.get(task_id)
+            if task is None or not (task.future.running() or task.future.set_running_or_notify_cancel()):
+                fn_ids.append(fn_ids[-1] if fn_ids else 0)
+                items.append(None)
+                are_plain = False
+                continue
+            function = task.function
+            fn_ids.append(function.fn_id)
+            if function.fn_id not in known:
+                functions[function.fn_id] = function.data
+            if task.args is not None:
+                items.append(task.args)
+            else:
+                items.append(task.entry)
+                are_plain = False
+                if task.block_fd >= 0:
+                    block_fd = os.dup(task.block_fd)
+        if not are_plain:
+            for i, task_id in enumerate(chunk.items):
+                task = self._tasks.get(task_id)
+                if items[i] is not None and task is not None and task.args is not None:
+                    items[i] = (task.args,)
+            used = [fn_id for fn_id in fn_ids if fn_id]
+            fn_ids = [fn_id or (used[0] if used else 0) for fn_id in fn_ids]
+        known.update(functions)
+        same = fn_ids[0] if len(set(fn_ids)) == 1 else fn_ids
+        kind = protocol.SCALAR_TUPLES if are_plain else protocol.ENTRIES
+        return make_frame((protocol.RUN, chunk.chunk_id, tuple(functions.items()), same, kind, items), block_fd)
+
+    def _encode_items(self, chunk: Chunk, known: set[int]) -> Frame:
+        job = self._jobs.get(chunk.job_id or 0)
+        if job is None:  # abandoned in between: nothing to run
+            return make_frame(
+                (protocol.RUN, chunk.chunk_id, (), 0, protocol.ENTRIES, [None] * len(chunk.items))
+            )
+        job.n_chunks += 1
+        function = job.function
+        functions = () if function.fn_id in known else ((function.fn_id, function.data),)
+        items = job.take_items(chunk.items)
+        if serialize.are_scalars(items):
+            kind = protocol.SCALAR_TUPLES if job.is_star else protocol.SCALAR_ITEMS
+            frame = make_frame((protocol.RUN, chunk.chunk_id, functions, function.fn_id, kind, items))
+        else:
+            block = blocks.BlockWriter()
+            try:
+                entries = [self._encode_item(job, i, item, block) for i, item in zip(chunk.items, items)]
+                nbytes = sum(serialize.entry_nbytes(e) for e in entries if e is not None) / len(entries)
+                message = (protocol.RUN, chunk.chunk_id, functions, function.fn_id, protocol.ENTRIES, entries)
+                frame = make_frame(message, block.detach())
+            finally:
+                block.close()
+            with self._lock:
+                self.scheduler.set_item_nbytes(job.job_id, nbytes)
+        known.add(function.fn_id)
+        return frame
+
+    def _encode_item(self, job: MapJob, index: int, item: Any, block: blocks.BlockWriter) -> Any:
+        args = item if job.is_star else (item,)
+        try:
+            return serialize.encode((args, {}), block)
+        except OSError:
+            raise
+        except Exception as error:
+            what = f"item {index} of map({job.function.name}) ({_culprit(args, {})})"
+            job.local_errors[index] = not_picklable(what, error)
+            return None
+
+    def _fail_chunk(self, chunk: Chunk, error: Exception) -> None:
+        """A chunk could not be sent: its items fail with `error`."""
+        self._fail_items(chunk.job_id, tuple(chunk.items[chunk.n_done :]), error)
+        with self._lock:
+            actions = self.scheduler.items_done(
+                chunk.worker_id, chunk.chunk_id, len(chunk.items) - chunk.n_done, time.perf_counter()
+            )
+        self._execute(actions)
+
+    def _fail_items(self, job_id: int | None, items: tuple[int, ...], error: BaseException) -> None:
+        if job_id is not None:
+            job = self._jobs.get(job_id)
+            if job is not None:
+                for i in items:
+                    job.settle([i], [Failed(error)], failed=True)
+            return
+        for task_id in items:
+            task = self._tasks.pop(task_id, None)
+            if task is not None:
+                task.close()
+                if task.future.running() or task.future.set_running_or_notify_cancel():
+                    task.future.set_exception(error)
+
+    # ------------------------------------------------------------------ the I/O thread
+
+    def _ensure_thread(self) -> None:
+        if self._thread is not None:
+            return
+        init_entry, init_fd = self._encode_initializer()
+        with self._lock:
+            if self._thread is not None:
+                return
+            self._pool = WorkerPool(self.settings.context, self.settings.env)
+            self._pool.init_message = lambda: make_frame(
+                (protocol.INIT, init_entry), None if init_fd is None else os.dup(init_fd)
+            )
+            self._init_fd = init_fd
+            self._is_watching = True
+            self._thread = threading.Thread(target=self._run, name="amorsize-io", daemon=False)
+        _live.add(self)
+        _ensure_exit_watch()
+        self._thread.start()
+
+    def _encode_initializer(self) -> tuple[serialize.Entry | None, int | None]:
+        initializer = self.settings.initializer
+        if initializer is None:
+            return None, None
+        block = blocks.BlockWriter()
+        try:
+            return serialize.encode((initializer, self.settings.initargs), block), block.detach()
+        except OSError:
+            raise
+        except Exception as error:
+            what = f"the initializer {serialize.name_of(initializer)} or one of its arguments"
+            raise not_picklable(what, error) from error.__cause__
+        finally:
+            block.close()
+
+    def _run(self) -> None:
+        """Body of the I/O thread."""
+        pool = self._pool
+        assert pool is not None
+        try:
+            while True:
+                self._notice_abandonment()
+                self._do()
+                with self._lock:
+                    if self.scheduler.is_drained and not self._to_do:
+                        return
+                    timeout = self._timeout()
+                handled = False
+                for event in pool.wait(timeout):
+                    handled = True
+                    if type(event) is Message:
+                        self._handle(event)
+                    else:
+                        self._ended(event)
+                if not handled or self._is_watching:
+                    self._look_around()
+        except BaseException as error:  # a bug here must not leave callers waiting for ever
+            self._break(error)
+            raise
+        finally:
+            pool.close()
+            if self._init_fd is not None:
+                os.close(self._init_fd)
+            _live.discard(self)
+
+    def _do(self) -> None:
+        """Carry out the actions that are the I/O thread's."""
+        pool = self._pool
+        assert pool is not None
+        while self._to_do:
+            action = self._to_do.popleft()
+            if type(action) is StartWorker:
+                failure = pool.start(action.worker_id)
+                if failure is not None:
+                    self._ended(failure)
+            elif type(action) is RetireWorker:
+                pool.post(action.worker_id, make_frame((protocol.EXIT,)))
+                self._retiring[action.worker_id] = time.perf_counter() + _RETIRE_GRACE_S
+            elif type(action) is KillWorker:
+                pool.kill(action.worker_id)
+            elif type(action) is FailItems:
+                self._fail_items(action.job_id, action.items, self._death_of(action.worker_id))
+            elif type(action) is BreakPool:
+                self._break(self._start_failure())
+
+    def _timeout(self) -> float | None:
+        """Seconds until time matters; None when it does not. Under the lock."""
+        times = [self.scheduler.next_tick(time.perf_counter())]
+        if self._is_watching:
+            times.append(_WATCH_S)
+        if self._retiring:
+            times.append(1.0)
+        known = [t for t in times if t is not None]
+        return min(known) if known else None
+
+    def _look_around(self) -> None:
+        """Time has passed."""
+        now = time.perf_counter()
+        with self._lock:
+            actions = self.scheduler.tick(now)
+            held = [self._jobs[i] for i in self.scheduler.held_jobs() if i in self._jobs]
+            pool_state = self._pool_state()
+            if self._is_watching:
+                self._idle_looks = 0 if held else self._idle_looks + 1
+                self._is_watching = self._idle_looks < _WATCH_IDLE_LOOKS
+        self._execute(actions)
+        for worker_id, until in list(self._retiring.items()):
+            if now > until and self._pool is not None:
+                self._pool.kill(worker_id)
+        for job in held:
+            self._look_after(job, pool_state, now)
+
+    def _look_after(self, job: MapJob, pool_state: PoolState, now: float) -> None:
+        """Hand a map to workers if its caller is stuck in an item, or does not come for results."""
+        since = job.inline_since
+        with self._lock:
+            waiting = self.scheduler.n_waiting(job.job_id)
+        if since:
+            n = len(job.inline_values)
+            seen_n, seen_at = job.watch_seen
+            if seen_n != job.n_inline + n:
+                job.watch_seen = (job.n_inline + n, now)
+                seen_at = now
+            item_s = max((now - since) / (n + 1), now - seen_at)
+        else:
+            item_s = now - job.visited_at
+            if pool_state.n_ready == 0 and item_s < pool_state.worker_start_s:
+                return
+        if planner.hand_over_pays(waiting + max(len(job.inline_queue) - 1, 0), item_s, pool_state):
+            n_back = take_back(job.inline_queue)
+            n_workers = max(min(pool_state.max_workers, waiting + n_back), 1)
+            with self._lock:
+                if n_back:
+                    stop = job.inline_stop
+                    self.scheduler.return_inline(job.job_id, range(stop - n_back, stop))
+                plan = job.plan
+                if plan is not None and plan.is_serial:
+                    why = "the caller was busy with an item" if since else "the caller did other work"
+                    job.plan = replace(plan, n_workers=n_workers, constraint=f"{why} for {planner.format_time(item_s)}")
+                    if self.last_plan is plan:
+                        self.last_plan = job.plan
+            self.release(job, n_workers)
+
+    def _handle(self, message: Message) -> None:
+        """A worker has sent something."""
+        worker_id, content, block_fd = message
+        try:
+            code = content[0]
+            if code == protocol.RESULTS or code == protocol.OUTCOMES:
+                self._results(worker_id, content, block_fd)
+            elif code == protocol.READY:
+                with self._lock:
+                    actions = self.scheduler.worker_ready(worker_id, time.perf_counter())
+                self._execute(actions)
+            elif code == protocol.NEED_FUNCTIONS:
+                with self._lock:
+                    chunk = self.scheduler.chunk(worker_id, content[1])
+                if chunk is not None:
+                    self._send(worker_id, chunk, resend_functions=True)
+            elif code == protocol.MEMORY:
+                self._peak_nbytes[worker_id] = content[1]
+                self._fit_memory()
+            elif code == protocol.INIT_FAILED:
+                error, text = serialize.decode(content[1], lambda: memoryview(b""))
+                self._break(_with_cause(error, text), "the initializer failed in a worker")
+        finally:
+            if block_fd is not None:
+                os.close(block_fd)
+
+    def _results(self, worker_id: int, content: tuple[Any, ...], block_fd: int | None) -> None:
+        code, chunk_id, offset, n, elapsed_ns, cpu_ns, values = content
+        with self._lock:
+            chunk = self.scheduler.chunk(worker_id, chunk_id)
+        if chunk is None or offset < chunk.n_done:
+            return  # a record read both from the channel and from a dead worker's memory
+        items = chunk.items[offset : offset + n]
+        n_skipped = 0
+        if code == protocol.OUTCOMES:
+            values, n_skipped = self._decode_outcomes(chunk.job_id, items, values, block_fd)
+        job = self._jobs.get(chunk.job_id) if chunk.job_id is not None else None
+        if job is not None:
+            key = job.function.key
+        elif chunk.job_id is None:
+            task = self._tasks.get(items[0])
+            key = task.function.key if task is not None else None
+        else:
+            key = None
+        if key is not None and n > n_skipped:
+            self.cost_model.observe(
+                key, n - n_skipped, elapsed_ns * 1e-9, cpu_ns * 1e-9 if cpu_ns >= 0 else None
+            )
+        with self._lock:
+            actions = self.scheduler.items_done(worker_id, chunk_id, n, time.perf_counter())
+        self._execute(actions)  # first give the worker its next chunk, then the caller its results
+        if job is not None:
+            job.settle(items, values, failed=code == protocol.OUTCOMES)
+        elif chunk.job_id is None:
+            self._resolve(items, values)
+
+    def _decode_outcomes(
+        self, job_id: int | None, items: Any, outcomes: list[tuple[int, Any]], block_fd: int | None
+    ) -> tuple[list[Any], int]:
+        values: list[Any] = []
+        n_skipped = 0
+        mapped = None
+        for index, (kind, entry) in zip(items, outcomes):
+            if kind == protocol.SKIPPED:
+                n_skipped += 1
+                job = self._jobs.get(job_id) if job_id is not None else None
+                error = job.local_errors.get(index) if job is not None else None
+                values.append(Failed(error or CancelledError()))
+                continue
+            try:
+                if mapped is None and block_fd is not None:
+                    mapped = blocks.map_private(block_fd, blocks.size(block_fd)) if blocks.size(block_fd) else None
+                value = serialize.decode(entry, lambda view=mapped: view)  # type: ignore[misc]
+            except Exception as error:
+                values.append(Failed(add_note(error, "raised while the result of the task was unpickled")))
+                continue
+            values.append(Failed(_with_cause(*value)) if kind == protocol.ERROR else value)
+        return values, n_skipped
+
+    def _resolve(self, task_ids: Any, values: list[Any]) -> None:
+        for task_id, value in zip(task_ids, values):
+            task = self._tasks.pop(task_id, None)
+            if task is None:
+                continue
+            if task.block_fd >= 0:
+                task.close()
+            if type(value) is not Failed:
+                task.future.set_result(value)
+            elif task.future.running():
+                task.future.set_exception(value.error)
+
+    # ------------------------------------------------------------------ ends
+
+    def _ended(self, event: Ended) -> None:
+        """A worker's process is gone."""
+        self._retiring.pop(event.worker_id, None)
+        self._peak_nbytes.pop(event.worker_id, None)
+        self._last_end = event
+        with self._lock:
+            actions = self.scheduler.worker_died(event.worker_id, event.running, time.perf_counter())
+        self._execute(actions)
+        self._do_failures(event)
+
+    def _do_failures(self, event: Ended) -> None:
+        """Fail the items of a death while its circumstances are at hand."""
+        kept: list[Action] = []
+        while self._to_do:
+            action = self._to_do.popleft()
+            if type(action) is FailItems and action.worker_id == event.worker_id:
+                self._fail_items(action.job_id, action.items, self._death_of(event.worker_id))
+            elif type(action) is BreakPool:
+                self._break(self._start_failure())
+            else:
+                kept.append(action)
+        self._to_do.extendleft(reversed(kept))
+
+    def _death_of(self, worker_id: int) -> BaseException:
+        from .errors import RemoteTraceback, WorkerDied
+
+        event = self._last_end
+        error = WorkerDied(
+            f"worker process {event.pid} died while it was running this task ({_describe_exit(event.exitcode)}); "
+            "the other tasks are not affected. retries=1 runs such a task once more",
+            event.pid,
+            event.exitcode,
+        )
+        if event.fault:
+            error.__cause__ = RemoteTraceback(event.fault)
+        return error
+
+    def _start_failure(self) -> BaseException:
+        event = self._last_end
+        if event.error is not None:
+            return event.error
+        return RuntimeError(
+            f"three workers in a row ended before they were ready, the last one with {_describe_exit(event.exitcode)}"
+            + (f"\n{event.fault}" if event.fault else "")
+        )
+
+    def _break(self, cause: BaseException, what: str = "workers cannot be started") -> None:
+        """Fail everything that waits or runs; the executor is of no more use."""
+        from concurrent.futures.process import BrokenProcessPool
+
+        message = f"{what}: {type(cause).__name__}: {cause}"
+        with self._lock:
+            if self._broken is not None:
+                return
+            self._broken = cause if type(cause) is BrokenProcessPool else _chained(BrokenProcessPool(message), cause)
+            self._is_shut_down = True
+            tasks, self._tasks = self._tasks, {}
+            jobs, self._jobs = self._jobs, {}
+            self.scheduler.drop_queue()
+            for job in jobs.values():
+                self.scheduler.cancel_map(job.job_id)
+            actions = self.scheduler.shutdown(time.perf_counter())
+            workers = self.scheduler.worker_ids()
+        for task in tasks.values():
+            task.close()
+            if task.future.running() or task.future.set_running_or_notify_cancel():
+                task.future.set_exception(_chained(BrokenProcessPool(message), cause))
+        for job in jobs.values():
+            job.fail(_chained(BrokenProcessPool(message), cause))
+        if self._pool is not None:
+            for worker_id in workers:
+                self._pool.kill(worker_id)
+        self._execute(actions)
+
+    def end_workers(self, signum: int, what: str) -> None:
+        """Break the executor by ending all its workers with a signal."""
+        from concurrent.futures.process import BrokenProcessPool
+
+        if self._thread is None:
+            self.shutdown(wait=False, cancel_futures=True)
+            return
+        pool = self._pool
+        with self._lock:
+            workers = self.scheduler.worker_ids()
+        if pool is not None:
+            for worker_id in workers:
+                pool.kill(worker_id, signum)
+        self._break(BrokenProcessPool(f"the workers were ended by {what}"))
+
+    def shutdown(self, *, wait: bool, cancel_futures: bool) -> None:
+        """No more work; the I/O thread ends when what came is done."""
+        with self._lock:
+            self._is_shut_down = True
+            cancelled = self.scheduler.drop_queue() if cancel_futures else []
+            tasks = [task for task_id in cancelled if (task := self._tasks.pop(task_id, None)) is not None]
+            jobs = list(self._jobs.values())
+            held = set(self.scheduler.held_jobs())
+        for task in tasks:
+            task.close()
+            task.future.cancel()
+            task.future.set_running_or_notify_cancel()
+        for job in jobs:
+            if cancel_futures:
+                with self._lock:
+                    waiting = self.scheduler.waiting_items(job.job_id)
+                    self.scheduler.cancel_map(job.job_id)
+                for i in waiting:
+                    job.settle([i], [Failed(CancelledError())], failed=True)
+                job.close_source()
+            elif job.job_id in held and self._thread is not None:
+                self.release(job, min(self.scheduler.worker_limit, job.n_items))
+        if self._thread is None:
+            return
+        with self._lock:
+            actions = self.scheduler.shutdown(time.perf_counter())
+        self._execute(actions)
+        if self._pool is not None:
+            self._pool.wake()
+        if wait and threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def abandon_all(self) -> None:
+        """The executor was collected. May be called at any point of any thread, so it takes no lock."""
+        self.is_abandoned = True
+        if self._pool is not None:
+            self._pool.nudge()
+
+    def _notice_abandonment(self) -> None:
+        if self.kill_at_exit:
+            self.end_workers(signal.SIGKILL, "Ctrl-C")
+        elif self.is_abandoned:
+            self.is_abandoned = False
+            self.shutdown(wait=False, cancel_futures=False)
+
+    def resize(self, max_workers: int) -> None:
+        """Change the upper bound on workers."""
+        with self._lock:
+            actions = self.scheduler.resize(max_workers, time.perf_counter())
+        if self._thread is not None:
+            self._execute(actions)
+
+    def want_workers(self, n_workers: int) -> None:
+        """Start workers ahead of work."""
+        self._ensure_thread()
+        with self._lock:
+            actions = self.scheduler.want_workers(n_workers, time.perf_counter())
+        self._execute(actions)
+
+    def pids(self) -> list[int]:
+        """Process ids of the workers."""
+        return list(self._pool.pids().values()) if self._pool is not None else []
+
+    # ------------------------------------------------------------------ memory
+
+    def _fit_memory(self) -> None:
+        """Cap the number of workers by what their measured peak leaves room for."""
+        now = time.perf_counter()
+        if now - self._memory_checked_at < _MEMORY_PERIOD_S or not self._peak_nbytes:
+            return
+        self._memory_checked_at = now
+        limit = self.settings.memory_limit or machine.memory_limit()
+        own = machine.resident_nbytes(os.getpid()) or 0
+        worst = max(self._peak_nbytes.values())
+        cap = max(int((limit * (1 - _MEMORY_RESERVE) - own) / worst), 1)
+        with self._lock:
+            self.scheduler.memory_cap = cap
+            actions = self.scheduler.tick(now)
+        self._execute(actions)
+
+
+def _chained(error: BaseException, cause: BaseException) -> BaseException:
+    error.__cause__ = cause
+    return error
+
+
+def _with_cause(error: BaseException, text: str) -> BaseException:
+    from .errors import RemoteTraceback
+
+    error.__cause__ = RemoteTraceback(text)
+    return error
+
+
+def _culprit(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    """Names the argument that cannot be pickled."""
+    named = [(f"argument {i}", value) for i, value in enumerate(args)] + [(f"{k}=", v) for k, v in kwargs.items()]
+    for name, value in named:
+        try:
+            serialize.dumps(value)
+        except Exception:  # the error itself is raised by the caller; this only finds the place
+            return f"{name}, a {type(value).__qualname__!r} object"
+    return "its arguments"
+
+
+def _describe_exit(exitcode: int | None) -> str:
+    if exitcode is None:
+        return "its exit status is unknown"
+    if exitcode < 0:
+        try:
+            name = signal.Signals(-exitcode).name
+        except ValueError:
+            name = f"signal {-exitcode}"
+        hint = ": perhaps the system's out-of-memory killer" if name == "SIGKILL" else ""
+        return f"ended by {name}{hint}"
+    return f"exit status {exitcode}"
+
+
+# ---------------------------------------------------------------------- the end of the process
+
+#: Dispatchers whose I/O thread runs.
+_live: weakref.WeakSet[Dispatcher] = weakref.WeakSet()
+_is_interpreter_ending = False
+_exit_watch: threading.Thread | None = None
+_exit_watch_lock = threading.Lock()  # guards the start of the thread
+
+
+def _ensure_exit_watch() -> None:
+    """Start the thread that tells executors when the main thread has ended, so that the interpreter can end."""
+    global _exit_watch
+    if _exit_watch is None or not _exit_watch.is_alive():
+        with _exit_watch_lock:
+            if _exit_watch is None or not _exit_watch.is_alive():
+                _exit_watch = threading.Thread(target=_watch_exit, name="amorsize-exit-watch", daemon=False)
+                _exit_watch.start()
+
+
+def _watch_exit() -> None:
+    """Wait for the end of the main thread, then let every executor finish what it has; joined by the interpreter."""
+    global _is_interpreter_ending
+    threading.main_thread().join()
+    _is_interpreter_ending = True
+    # After an unhandled Ctrl-C nobody waits for results: end at once.
+    kill = issubclass(getattr(sys, "last_type", None) or Exception, KeyboardInterrupt)
+    for dispatcher in list(_live):
+        dispatcher.kill_at_exit = kill
+        dispatcher.abandon_all()
+
+
+def _after_fork_in_child() -> None:
+    global _exit_watch, _exit_watch_lock
+    for dispatcher in list(_live):
+        dispatcher.is_foreign = True
+    _live.clear()
+    _exit_watch = None
+    _exit_watch_lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

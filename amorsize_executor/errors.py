@@ -1,0 +1,51 @@
+"""The exceptions that this package raises beyond the standard ones."""
+
+from __future__ import annotations
+
+import pickle
+from concurrent.futures.process import BrokenProcessPool
+
+
+class AmorsizeError(Exception):
+    """Base of the exceptions of this package."""
+
+
+class WorkerDied(AmorsizeError, BrokenProcessPool):
+    """The worker process of a task ended while it was running the task.
+
+    Only this task is lost; the pool stays usable.
+
+    Attributes
+    ----------
+    pid
+        Process id of the worker.
+    exitcode
+        Exit status; minus the signal's number if a signal ended it; None if unknown.
+    """
+
+    def __init__(self, message: str, pid: int | None = None, exitcode: int | None = None) -> None:
+        super().__init__(message)
+        self.pid = pid
+        self.exitcode = exitcode
+
+    def __reduce__(self) -> tuple[type[WorkerDied], tuple[str, int | None, int | None]]:
+        return type(self), (str(self), self.pid, self.exitcode)
+
+
+class SerializationError(AmorsizeError, pickle.PicklingError, TypeError):
+    """A function, argument or result cannot be sent to or from a worker.
+
+    It is a `TypeError` too, because that is what pickle raises for most such objects; the original is its
+    ``__cause__``.
+    """
+
+
+class RemoteTraceback(Exception):
+    """The traceback of an exception in a worker, as text; the ``__cause__`` of what the caller sees."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.text = text
+
+    def __str__(self) -> str:
+        return f'\n"""\n{self.text}"""'

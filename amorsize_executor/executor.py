@@ -1,0 +1,398 @@
+"""`AmorsizeExecutor`: an executor that finds out how to run things."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from . import machine
+from .decisions.cost_model import CostModel
+from .dispatcher import Dispatcher, Settings
+from .results import Failed, MapJob
+
+if TYPE_CHECKING:
+    from multiprocessing.context import BaseContext
+    from types import TracebackType
+
+    from .decisions.planner import Plan
+    from .integrations.progress import Progress
+
+    from typing_extensions import ParamSpec
+
+    P = ParamSpec("P")
+T = TypeVar("T")
+
+_START_METHODS = ("loky", "spawn", "forkserver", "fork")
+#: Read by BLAS, OpenMP and friends when they load.
+_THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "BLIS_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+    "NUMBA_NUM_THREADS",
+)
+
+#: What this process has learned; shared by all executors that were given no other model.
+_process_model = CostModel()
+
+
+class AmorsizeExecutor(Executor):
+    """A process pool that decides by measuring whether, how wide and in which chunks to run in parallel.
+
+    It takes the place of `concurrent.futures.ProcessPoolExecutor`; the first four parameters are the same.
+
+    Parameters
+    ----------
+    max_workers
+        Upper bound on worker processes. None: the CPUs that this process may use.
+    mp_context
+        How workers start: "loky" (the default: no forked locks, no ``if __name__ == "__main__"`` needed), "spawn",
+        "forkserver", "fork", or a multiprocessing context.
+    initializer, initargs
+        Called in each worker before its first task. If it raises, the executor is broken.
+    max_tasks_per_child
+        Tasks after which a worker is replaced. None: never.
+    min_workers
+        Workers that are kept once they have started.
+    idle_timeout
+        Seconds after which an idle worker above `min_workers` ends. None: never.
+    memory_limit
+        Bytes for this process and its workers together: workers are added only while their measured peak fits. None: what
+        the container or the host allows.
+    inline
+        "auto": `map` may run items in the calling thread, inside ``next()`` of its result iterator, where that is cheaper
+        than sending them. "never": everything runs in workers. With an `initializer`, or a `timeout` of `map`, it never does.
+    retries
+        Times that a task runs again after its worker died while running it.
+    threads_per_worker
+        Threads for BLAS and OpenMP in each worker. None: CPUs // max_workers, unless the environment says otherwise.
+    cost_model
+        What is known about functions. None: shared by all executors of the process.
+    progress
+        Default for `map`: True shows a bar, a callable is called with (done, total).
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a parameter of the wrong type or out of range.
+
+    Examples
+    --------
+    >>> with AmorsizeExecutor(max_workers=2) as executor:
+    ...     list(executor.map(pow, [2, 3], [10, 4]))
+    [1024, 81]
+    """
+
+    def __init__(
+        self,
+        max_workers: int | None = None,
+        mp_context: BaseContext | str | None = None,
+        initializer: Callable[..., object] | None = None,
+        initargs: tuple[Any, ...] = (),
+        *,
+        max_tasks_per_child: int | None = None,
+        min_workers: int = 0,
+        idle_timeout: float | None = 60.0,
+        memory_limit: int | float | None = None,
+        inline: Literal["auto", "never"] = "auto",
+        retries: int = 0,
+        threads_per_worker: int | None = None,
+        cost_model: CostModel | None = None,
+        progress: bool | Callable[[int, int], object] = False,
+    ) -> None:
+        if max_workers is None:
+            max_workers = machine.cpu_count()
+        _check_int("max_workers", max_workers, 1)
+        _check_context(mp_context)
+        if initializer is not None and not callable(initializer):
+            raise TypeError(f"initializer must be a callable, got {initializer!r}")
+        if max_tasks_per_child is not None:
+            _check_int("max_tasks_per_child", max_tasks_per_child, 1)
+            if mp_context == "fork" or _method(mp_context) == "fork":
+                raise ValueError(
+                    "max_tasks_per_child is incompatible with the 'fork' start method; use mp_context='loky'"
+                )
+        _check_int("min_workers", min_workers, 0)
+        if min_workers > max_workers:
+            raise ValueError(f"min_workers must be at most max_workers ({max_workers}), got {min_workers}")
+        _check_number("idle_timeout", idle_timeout, 0)
+        _check_number("memory_limit", memory_limit, 1)
+        if inline not in ("auto", "never"):
+            raise ValueError(f"inline must be 'auto' or 'never', got {inline!r}")
+        _check_int("retries", retries, 0)
+        if threads_per_worker is not None:
+            _check_int("threads_per_worker", threads_per_worker, 1)
+        if cost_model is not None and not isinstance(cost_model, CostModel):
+            raise TypeError(f"cost_model must be a CostModel or None, got {cost_model!r}")
+        _check_progress(progress)
+        self._progress = progress
+        self._settings = Settings(
+            max_workers=max_workers,
+            context=mp_context,
+            initializer=initializer,
+            initargs=tuple(initargs),
+            max_tasks_per_child=max_tasks_per_child,
+            min_workers=min_workers,
+            idle_timeout_s=idle_timeout,
+            memory_limit=int(memory_limit) if memory_limit is not None else None,
+            inline=inline,
+            retries=retries,
+            env=_thread_limits(threads_per_worker, max_workers),
+            cost_model=cost_model if cost_model is not None else _process_model,
+        )
+        self._attach(Dispatcher(self._settings))
+
+    def _attach(self, dispatcher: Dispatcher) -> None:
+        self._dispatcher = dispatcher
+        # The I/O thread holds the dispatcher, never the executor: so the executor can be collected.
+        self._finalizer = weakref.finalize(self, dispatcher.abandon_all)
+        self._finalizer.atexit = False
+
+    def _own(self) -> Dispatcher:
+        """The dispatcher; a new one in the child of a fork, where the parent's threads and workers are not ours."""
+        if self._dispatcher.is_foreign:
+            self._finalizer.detach()
+            self._attach(Dispatcher(self._settings))
+        return self._dispatcher
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Run ``fn(*args, **kwargs)`` in a worker.
+
+        Returns
+        -------
+        Future
+            Of the call. If `fn`, an argument or the result cannot be pickled, the error comes from here.
+
+        Raises
+        ------
+        BrokenProcessPool
+            If workers cannot be started.
+        RuntimeError
+            After `shutdown`.
+        """
+        return self._own().submit(fn, args, kwargs)
+
+    def map(
+        self,
+        fn: Callable[..., T],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int | None = None,
+        buffersize: int | None = None,
+        ordered: bool = True,
+        progress: bool | Callable[[int, int], object] | None = None,
+    ) -> Iterator[T]:
+        """Apply `fn` to each item, like the built-in ``map``, where and in chunks as it pays.
+
+        Parameters
+        ----------
+        fn
+            Called with as many arguments as there are iterables.
+        iterables
+            Read at once, in the calling thread; with `buffersize` as results are taken.
+        timeout
+            Seconds from this call until a result that is asked for must be there.
+        chunksize
+            Items that go to a worker together, kept exactly. None: chosen and adapted.
+        buffersize
+            Items read ahead of the results that were taken, at most. None: all.
+        ordered
+            Whether results come in the order of the items, or as they are ready.
+        progress
+            True shows a bar on stderr, a callable is called with (done, total). None: the executor's default.
+
+        Returns
+        -------
+        Iterator
+            Of results. An exception of `fn` is raised in place of its result, and ends the iteration.
+
+        Raises
+        ------
+        TimeoutError
+            From ``next()``, if a result is not there in time.
+        TypeError, ValueError
+            For a parameter of the wrong type or out of range.
+        """
+        until = None if timeout is None else time.monotonic() + timeout
+        if chunksize is not None:
+            _check_int("chunksize", chunksize, 1)
+        if buffersize is not None:
+            _check_int("buffersize", buffersize, 1)
+        if progress is None:
+            progress = self._progress
+        else:
+            _check_progress(progress)
+        if not iterables:
+            raise TypeError("map() must have at least one iterable")
+        dispatcher = self._own()
+        dispatcher.check_open()
+        is_star = len(iterables) > 1
+        source: Iterator[Any] | None = None
+        if buffersize is None:
+            items = list(zip(*iterables)) if is_star else list(iterables[0])
+        else:
+            source = iter(zip(*iterables)) if is_star else iter(iterables[0])
+            items = list(islice(source, buffersize))
+            if len(items) < buffersize:
+                source = None
+        if not items:
+            return iter(())
+        constraint = ""
+        if self._settings.inline == "never":
+            constraint = "inline='never'"
+        elif self._settings.initializer is not None:
+            constraint = "an initializer is set"
+        elif timeout is not None:
+            constraint = "a timeout is set"
+        job = dispatcher.open_map(
+            fn,
+            items,
+            is_star=is_star,
+            source=source,
+            chunksize=chunksize,
+            is_ordered=ordered,
+            constraint=constraint,
+        )
+        shown = _make_progress(progress, job) if progress else None
+        return _results(dispatcher, job, until, shown)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Take no more work and free the workers when what was submitted is done.
+
+        Parameters
+        ----------
+        wait
+            Whether to return only when all is done and the workers are gone.
+        cancel_futures
+            Whether to cancel what has not started.
+        """
+        if not self._dispatcher.is_foreign:
+            self._dispatcher.shutdown(wait=wait, cancel_futures=cancel_futures)
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        if exc_type is not None and issubclass(exc_type, KeyboardInterrupt):
+            self._dispatcher.end_workers(signal.SIGKILL, "Ctrl-C")  # who presses it does not want to wait
+        self.shutdown(wait=True)
+        return None
+
+    def terminate_workers(self) -> None:
+        """End the workers with SIGTERM, now; futures that are not done get `BrokenProcessPool`."""
+        self._end(signal.SIGTERM, "terminate_workers()")
+
+    def kill_workers(self) -> None:
+        """End the workers with SIGKILL, now; futures that are not done get `BrokenProcessPool`."""
+        self._end(signal.SIGKILL, "kill_workers()")
+
+    def _end(self, signum: int, what: str) -> None:
+        if not self._dispatcher.is_foreign:
+            self._dispatcher.end_workers(signum, what)
+
+    def resize(self, max_workers: int) -> None:
+        """Change the upper bound on workers, while work goes on.
+
+        Parameters
+        ----------
+        max_workers
+            New upper bound. Surplus workers end when they have finished what they have.
+        """
+        _check_int("max_workers", max_workers, 1)
+        self._own().resize(max_workers)
+
+    @property
+    def last_plan(self) -> Plan | None:
+        """What the latest `map` did and why; its `actual_s` is set when its last result was taken."""
+        return self._dispatcher.last_plan
+
+
+def _results(dispatcher: Dispatcher, job: MapJob, until: float | None, shown: Progress | None) -> Iterator[Any]:
+    """Results of a map as they are taken. A generator: dropped half-way, it cancels what has not started."""
+    is_complete = False
+    try:
+        while (batch := dispatcher.next_results(job, until)) is not None:
+            if shown is not None:
+                yield from _shown(batch, shown)
+            elif not job.has_failed:
+                while batch:
+                    yield batch.pop()
+            else:
+                while batch:
+                    value = batch.pop()
+                    if type(value) is Failed:
+                        raise value.error
+                    yield value
+        is_complete = True
+    finally:
+        if shown is not None:
+            shown.close()
+        if not is_complete:
+            dispatcher.abandon(job)
+
+
+def _shown(batch: list[Any], shown: Progress) -> Iterator[Any]:
+    while batch:
+        value = batch.pop()
+        if type(value) is Failed:
+            raise value.error
+        shown.advance()
+        yield value
+
+
+def _make_progress(progress: bool | Callable[[int, int], object], job: MapJob) -> Progress:
+    from .integrations.progress import make_progress
+
+    total = len(job.items) if job.source is None else None
+    return make_progress(progress, total, job.function.name)
+
+
+def _thread_limits(threads_per_worker: int | None, max_workers: int) -> dict[str, str]:
+    if threads_per_worker is not None:
+        return dict.fromkeys(_THREAD_VARIABLES, str(threads_per_worker))
+    threads = max(machine.cpu_count() // max_workers, 1)
+    return {name: str(threads) for name in _THREAD_VARIABLES if name not in os.environ}
+
+
+def _check_int(name: str, value: object, least: int) -> None:
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    if value.__index__() < least:
+        bound = "greater than 0" if least == 1 else f"at least {least}"
+        raise ValueError(f"{name} must be {bound}, got {value!r}")
+
+
+def _check_number(name: str, value: object, least: float) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number or None, got {value!r}")
+    if not value >= least:
+        raise ValueError(f"{name} must be at least {least}, got {value!r}")
+
+
+def _check_progress(progress: object) -> None:
+    if not isinstance(progress, bool) and not callable(progress):
+        raise TypeError(f"progress must be a bool or a callable, got {progress!r}")
+
+
+def _method(context: object) -> str | None:
+    get = getattr(context, "get_start_method", None)
+    return get(allow_none=True) if get is not None else None
+
+
+def _check_context(context: object) -> None:
+    if context is None or hasattr(context, "Process"):
+        return
+    if not isinstance(context, str):
+        raise TypeError(f"mp_context must be one of {_START_METHODS}, a multiprocessing context or None, got {context!r}")
+    if context not in _START_METHODS:
+        raise ValueError(f"mp_context must be one of {_START_METHODS}, a multiprocessing context or None, got {context!r}")

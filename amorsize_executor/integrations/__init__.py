@@ -1,0 +1,1 @@
+"""Optional company: what this package does with other libraries."""

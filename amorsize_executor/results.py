@@ -1,0 +1,230 @@
+"""One running map: its items, its results as they come, and the caller who waits for them."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .decisions.planner import Plan
+    from .workers.functions import Function
+
+#: Consumed places at the front of the lists are given back when this many have gathered.
+_TRIM = 1024
+
+
+class Failed:
+    """Stands among results for an item that raised."""
+
+    __slots__ = ("error",)
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+
+class MapJob:
+    """Items and results of one map.
+
+    Any thread under ``condition``'s lock, except the attributes marked as the caller's (the thread that iterates).
+
+    Attributes
+    ----------
+    items
+        Arguments by index, from `base` on; one value, or a tuple of arguments if `is_star`.
+    frontier
+        In an ordered map: every item below it is settled.
+    n_out
+        Results handed to the caller.
+    """
+
+    def __init__(
+        self,
+        job_id: int,
+        function: Function,
+        items: list[Any],
+        *,
+        is_star: bool,
+        source: Iterator[Any] | None,
+        chunksize: int | None,
+        is_ordered: bool,
+        may_inline: bool,
+        constraint: str,
+    ) -> None:
+        self.job_id = job_id
+        self.function = function
+        self.items = items
+        self.base = 0
+        self.is_star = is_star
+        self.source = source  # the caller's: more items, read lazily; None when all are in `items`
+        self.chunksize = chunksize
+        self.is_ordered = is_ordered
+        self.may_inline = may_inline
+        self.constraint = constraint
+        self.n_items = len(items)
+        self.started_at = time.perf_counter()
+        # Guards items, base and everything about results; held for list operations only.
+        self.condition = threading.Condition(threading.Lock())
+        self.is_waiting = False
+        self.slots: list[Any] = [None] * len(items) if is_ordered else []
+        self.segments: dict[int, int] = {}  # settled runs beyond the frontier: start -> stop
+        self.frontier = 0
+        self.unordered: deque[list[Any]] = deque()
+        self.has_failed = False  # some result is a `Failed`
+        self.error: BaseException | None = None  # the executor broke
+        self.n_out = 0
+        self.n_settled = 0
+        self.plan: Plan | None = None
+        self.is_released = False
+        self.n_inline = 0
+        self.n_chunks = 0
+        # For the watch: when the caller's present batch began (0: none), its length so far, and the last visit.
+        self.inline_since = 0.0
+        self.inline_values: list[Any] = []
+        self.inline_queue: deque[Any] = deque()
+        self.inline_stop = 0  # the index behind the batch's last item
+        self.visited_at = self.started_at
+        self.watch_seen = (-1, 0.0)  # items begun, and when the watch saw that first
+        self.local_errors: dict[int, BaseException] = {}  # items whose arguments could not be pickled
+
+    def take_items(self, indices: Sequence[int]) -> list[Any]:
+        """Arguments of these items."""
+        with self.condition:
+            base = self.base
+            if isinstance(indices, range):
+                return self.items[indices.start - base : indices.stop - base]
+            return [self.items[i - base] for i in indices]
+
+    def extend(self, new: list[Any]) -> int:
+        """More items have been read; returns how many there are in all."""
+        with self.condition:
+            self.items.extend(new)
+            if self.is_ordered:
+                self.slots.extend([None] * len(new))
+            self.n_items += len(new)
+            return self.n_items
+
+    def settle(self, indices: Sequence[int], values: list[Any], *, failed: bool = False) -> None:
+        """Results of items have come (`failed`: some are `Failed`)."""
+        with self.condition:
+            self.has_failed = self.has_failed or failed
+            self.n_settled += len(values)
+            if not self.is_ordered:
+                self.unordered.append(values)
+            elif isinstance(indices, range):
+                self._place(indices.start, values)
+            else:
+                for i, value in zip(indices, values):
+                    self._place(i, [value])
+            if self.is_waiting and (not self.is_ordered or self.frontier > self.n_out):
+                self.condition.notify_all()
+
+    def _place(self, start: int, values: list[Any]) -> None:
+        at = start - self.base
+        self.slots[at : at + len(values)] = values
+        stop = start + len(values)
+        if start != self.frontier:
+            self.segments[start] = stop
+            return
+        if self.segments:
+            while stop in self.segments:
+                stop = self.segments.pop(stop)
+        self.frontier = stop
+
+    def take(self) -> list[Any] | None:
+        """Results that are ready, in reverse order (to be popped from the end); None when there are none."""
+        with self.condition:
+            return self._take()
+
+    def _take(self) -> list[Any] | None:
+        if not self.is_ordered:
+            if not self.unordered:
+                return None
+            batch = self.unordered.popleft()
+            self.n_out += len(batch)
+            return batch[::-1]
+        if self.frontier == self.n_out:
+            return None
+        start, stop = self.n_out - self.base, self.frontier - self.base
+        batch = self.slots[start:stop]
+        self.slots[start:stop] = [None] * len(batch)
+        self.n_out = self.frontier
+        if stop >= _TRIM and stop >= len(self.slots) // 4:
+            del self.slots[:stop]
+            del self.items[:stop]
+            self.base += stop
+        batch.reverse()
+        return batch
+
+    def wait(self, until: float | None) -> None:
+        """Wait for results until a time (of `time.monotonic`).
+
+        Raises
+        ------
+        TimeoutError
+            When the time has come and no result has.
+        """
+        with self.condition:
+            self.is_waiting = True
+            try:
+                while not self.unordered and self.frontier <= self.n_out:
+                    if self.error is not None:
+                        raise self.error
+                    left = None if until is None else until - time.monotonic()
+                    if left is not None and left <= 0:
+                        from concurrent.futures import TimeoutError as FuturesTimeout
+
+                        raise FuturesTimeout(f"map of {self.function.name}: no result for item {self.n_out} in time")
+                    self.condition.wait(left)
+            finally:
+                self.is_waiting = False
+
+    def fail(self, error: BaseException) -> None:
+        """Whatever has not come yet never will."""
+        with self.condition:
+            self.error = error
+            self.condition.notify_all()
+
+    def close_source(self) -> None:
+        """Read no more items."""
+        self.source = None
+
+    def is_finished(self) -> bool:
+        """Whether all results were handed out and none will come."""
+        return self.source is None and self.n_out >= self.n_items
+
+
+#: Ends the queue of a batch that the caller runs.
+END = object()
+
+
+def call_inline(call: Callable[..., Any], queue: deque[Any], is_star: bool, values: list[Any]) -> Exception | None:
+    """Append results of `call` for the items of `queue` to `values`; stop at an exception and return it.
+
+    Items are popped one by one from the left, and the queue ends with `END`, so that another thread may take back
+    unstarted items from the right (`take_back`): both are single operations of a deque.
+    """
+    append, popleft = values.append, queue.popleft
+    try:
+        if is_star:
+            while (item := popleft()) is not END:
+                append(call(*item))
+        else:
+            while (item := popleft()) is not END:
+                append(call(item))
+    except Exception as error:  # Ctrl-C and exits belong to the caller at once
+        return error
+    return None
+
+
+def take_back(queue: deque[Any]) -> int:
+    """Take the items that were not started from a batch that the caller runs; returns how many (the last ones)."""
+    n = 0
+    while True:
+        try:
+            del queue[-2]
+        except IndexError:
+            return n
+        n += 1

@@ -1,0 +1,1 @@
+"""Worker processes: their life, the channels to them, and what travels there."""

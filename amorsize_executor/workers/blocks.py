@@ -1,0 +1,122 @@
+"""Anonymous shared memory for what is too large for a frame.
+
+A block is a file without a name: ``memfd_create`` where there is one, else a temporary file that is unlinked as soon as
+it is open. Its descriptor travels over the channel's socket, so nothing can be left behind by any death: the kernel
+frees a block when the last process that has it is gone. Memory files do not count against the size of /dev/shm, which
+containers keep small; they do count against the container's memory limit.
+
+A block is written with ``write``, never through a mapping: on a full disk or an exhausted memory limit that is an
+`OSError` for one task, where a mapping would be a bus error for the process.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import tempfile
+from collections.abc import Sequence
+
+#: Buffers start at multiples of this, in bytes: what SIMD code and NumPy like.
+_ALIGNMENT = 64
+
+
+def create() -> int:
+    """Descriptor of a new, empty, anonymous file; the caller closes it."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("amorsize_executor", os.MFD_CLOEXEC)
+    fd, path = tempfile.mkstemp(prefix="amorsize_executor-")
+    os.unlink(path)
+    return fd
+
+
+def create_sized(nbytes: int) -> int:
+    """Descriptor of a new anonymous file of `nbytes` zero bytes, whose memory is reserved."""
+    fd = create()
+    try:
+        write_all(fd, bytes(nbytes))
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def write_all(fd: int, data: bytes | memoryview) -> None:
+    """Append all of `data`.
+
+    Raises
+    ------
+    OSError
+        When there is no room (ENOSPC, ENOMEM); names how much was asked for.
+    """
+    view = memoryview(data).cast("B") if not isinstance(data, bytes) else memoryview(data)
+    total = view.nbytes
+    try:
+        while view.nbytes:
+            view = view[os.write(fd, view) :]
+    except OSError as error:
+        raise OSError(
+            error.errno, f"{os.strerror(error.errno or 0)} while storing {total:,} bytes for a worker; free memory or send less"
+        ) from error
+
+
+class BlockWriter:
+    """Puts buffers one behind another into a new block.
+
+    Owned by one thread. `detach` hands the descriptor over; `close` drops the block.
+    """
+
+    def __init__(self) -> None:
+        self._fd = -1
+        self.nbytes = 0
+
+    def add(self, buffer: memoryview) -> int:
+        """Store a buffer and return its offset in bytes."""
+        if self._fd < 0:
+            self._fd = create()
+        padding = -self.nbytes % _ALIGNMENT
+        if padding:
+            write_all(self._fd, bytes(padding))
+        offset = self.nbytes + padding
+        write_all(self._fd, buffer)
+        self.nbytes = offset + buffer.nbytes
+        return offset
+
+    def detach(self) -> int | None:
+        """Descriptor of the block, now the caller's to close; None when nothing was stored."""
+        fd, self._fd = self._fd, -1
+        return fd if fd >= 0 else None
+
+    def close(self) -> None:
+        """Drop the block if it was not detached."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def map_private(fd: int, nbytes: int) -> memoryview:
+    """A private copy-on-write view of a block: reads share its memory, writes stay with this mapping."""
+    return memoryview(mmap.mmap(fd, nbytes, access=mmap.ACCESS_COPY))
+
+
+def read_all(fd: int, nbytes: int) -> bytes:
+    """The first `nbytes` bytes of a block."""
+    parts: list[bytes] = []
+    offset = 0
+    while offset < nbytes:
+        part = os.pread(fd, nbytes - offset, offset)
+        if not part:
+            raise OSError(f"a block holds {offset} of the expected {nbytes} bytes")
+        parts.append(part)
+        offset += len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def size(fd: int) -> int:
+    """Size of a block in bytes."""
+    return os.fstat(fd).st_size
+
+
+def close_all(fds: Sequence[int]) -> None:
+    """Close descriptors."""
+    for fd in fds:
+        os.close(fd)

@@ -1,0 +1,193 @@
+"""Frames over a socket, with descriptors.
+
+A frame is a header (body length, number of descriptors, whether the body is in a block) and a pickled message. Bodies above
+`FRAME_NBYTES` travel in a block whose descriptor comes with the frame, so what is in a socket's buffer stays small.
+
+`Channel` is the parent's side: sending never blocks. What the socket does not take at once waits in order, and the
+I/O thread goes on when the socket can take more; so two processes that send each other much cannot block each other.
+The worker's side sends with plain blocking calls (see `process`): the parent always reads.
+"""
+
+from __future__ import annotations
+
+import array
+import pickle
+import socket
+import struct
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from . import blocks
+
+HEADER = struct.Struct("<IBB")
+#: Largest body that travels inside a frame, in bytes.
+FRAME_NBYTES = 64 << 10
+#: Read at most this much at once, in bytes.
+READ_NBYTES = 128 << 10
+#: Descriptors in one frame at most; far below the kernel's 253.
+_MAX_FDS = 16
+_CMSG_NBYTES = socket.CMSG_SPACE(_MAX_FDS * array.array("i").itemsize) if hasattr(socket, "CMSG_SPACE") else 0
+_RECV_FLAGS = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
+
+
+class Frame:
+    """Bytes to send and the descriptors that go with them; owns the descriptors until they are sent."""
+
+    __slots__ = ("data", "fds")
+
+    def __init__(self, data: bytes, fds: tuple[int, ...]) -> None:
+        self.data = data
+        self.fds = fds
+
+    def close(self) -> None:
+        """Close descriptors that were not sent."""
+        blocks.close_all(self.fds)
+        self.fds = ()
+
+
+def make_frame(message: object, block_fd: int | None = None) -> Frame:
+    """Frame of a message; `block_fd` (which the frame owns from now on) is the block that it refers to."""
+    fds = () if block_fd is None else (block_fd,)
+    try:
+        body = pickle.dumps(message, 5)
+        if len(body) <= FRAME_NBYTES:
+            return Frame(HEADER.pack(len(body), len(fds), 0) + body, fds)
+        spill = blocks.create()
+        fds = (*fds, spill)
+        blocks.write_all(spill, body)
+    except BaseException:
+        blocks.close_all(fds)
+        raise
+    return Frame(HEADER.pack(0, len(fds), 1), fds)
+
+
+def receive(sock: socket.socket, nbytes: int = READ_NBYTES) -> tuple[bytes, list[int]]:
+    """One read: bytes (empty at the end of the stream) and descriptors."""
+    data, ancillary, _, _ = sock.recvmsg(nbytes, _CMSG_NBYTES, _RECV_FLAGS)
+    fds: list[int] = []
+    for level, kind, payload in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            received = array.array("i")
+            received.frombytes(payload[: len(payload) - len(payload) % received.itemsize])
+            fds.extend(received)
+    return data, fds
+
+
+class FrameReader:
+    """Puts messages together from what was received. Owned by the reading thread."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+        self._fds: deque[int] = deque()
+
+    def feed(self, data: bytes | memoryview, fds: Sequence[int] = ()) -> Iterator[tuple[Any, int | None]]:
+        """Take in bytes and give the messages that are complete, each with its block's descriptor (now the caller's)."""
+        self._fds.extend(fds)
+        buffer = self._buffer
+        buffer += data
+        start = 0
+        try:
+            while len(buffer) - start >= HEADER.size:
+                nbytes, n_fds, is_spilled = HEADER.unpack_from(buffer, start)
+                end = start + HEADER.size + nbytes
+                if len(buffer) < end:
+                    break
+                frame_fds = [self._fds.popleft() for _ in range(n_fds)]
+                start, body_at = end, start + HEADER.size
+                if is_spilled:
+                    spill = frame_fds.pop()
+                    try:
+                        message = pickle.loads(blocks.read_all(spill, blocks.size(spill)))
+                    finally:
+                        blocks.close_all([spill])
+                else:
+                    with memoryview(buffer) as view:
+                        message = pickle.loads(view[body_at:end])
+                yield message, frame_fds[0] if frame_fds else None
+        finally:
+            del buffer[:start]
+
+    def close(self) -> None:
+        """Close descriptors that no complete frame claimed."""
+        blocks.close_all(self._fds)
+        self._fds.clear()
+
+
+class Channel:
+    """The parent's end of a worker's channel.
+
+    `post` may be called by any thread: frames are appended to a queue, and whoever gets the sending lock without waiting
+    empties it. `receive` belongs to the I/O thread.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self.sock = sock
+        self._out: deque[Frame] = deque()
+        self._rest = b""  # of the frame being sent; guarded by _sending
+        # Held by the thread that sends; never waited for.
+        self._sending = threading.Lock()
+        self._is_closed = False
+
+    def post(self, frame: Frame) -> bool:
+        """Send a frame, or queue it.
+
+        Returns
+        -------
+        bool
+            False when something is left that waits for the socket: call `flush` when it can take more.
+        """
+        self._out.append(frame)
+        return self.flush()
+
+    def flush(self) -> bool:
+        """Send what is queued; False when the socket took not all of it."""
+        while (self._out or self._rest) and self._sending.acquire(blocking=False):
+            try:
+                if not self._drain():
+                    return False
+            finally:
+                self._sending.release()
+        return True
+
+    def _drain(self) -> bool:
+        while True:
+            if self._rest:
+                data, frame = self._rest, None
+            elif self._out:
+                frame = self._out.popleft()
+                data = frame.data
+            else:
+                return True
+            if self._is_closed:
+                self._rest = b""
+                if frame is not None:
+                    frame.close()
+                continue
+            try:
+                if frame is not None and frame.fds:
+                    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", frame.fds))]
+                    sent = self.sock.sendmsg([data], rights)
+                    frame.close()
+                else:
+                    sent = self.sock.send(data)
+            except BlockingIOError:
+                if frame is not None:
+                    self._out.appendleft(frame)
+                return False
+            except OSError:
+                # The worker is gone; its death is noticed by the I/O thread, which recovers what was sent.
+                self._is_closed = True
+                self._rest = b""
+                if frame is not None:
+                    frame.close()
+                continue
+            self._rest = data[sent:] if sent < len(data) else b""
+
+    def close(self) -> None:
+        """Close the socket and drop what was not sent."""
+        self._is_closed = True
+        self.flush()
+        self.sock.close()

@@ -1,0 +1,377 @@
+"""Worker processes and their channels, with no opinion on what they should do.
+
+`WorkerPool` starts processes, carries frames, and tells what happened: a message came, a worker ended. It waits on one
+persistent selector for channels, ends of processes and its own wake-up.
+
+The end of a process is taken from a pidfd where there is one: end-of-file on the channel and the sentinel of the
+process object come late when the dead worker had forked a child that keeps their descriptors. The channel is read to its
+end before a death is reported, so no result that was sent is lost.
+
+Owned by the I/O thread, except `post`, `wake`, `kill` and `pids` (any thread).
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+import signal
+import socket
+import sys
+import threading
+import warnings
+import weakref
+from collections.abc import Iterator
+from multiprocessing.context import BaseContext
+from typing import Any, NamedTuple, Protocol
+
+from . import blocks, protocol
+from .channel import Channel, Frame, FrameReader, make_frame, receive
+from .process import worker_main
+from .protocol import StatusBlock
+
+#: Frames of one worker handled in a row before others get a turn, in reads.
+_READS_PER_TURN = 8
+#: At most this much of a crash report is kept, in bytes.
+_FAULT_NBYTES = 16 << 10
+
+#: Pools of this process, for the child of a fork to let go of.
+_pools: weakref.WeakSet[WorkerPool] = weakref.WeakSet()
+
+
+class Message(NamedTuple):
+    """A worker has sent something; `block_fd` is now the receiver's to close."""
+
+    worker_id: int
+    content: tuple[Any, ...]
+    block_fd: int | None
+
+
+class Ended(NamedTuple):
+    """A worker's process is gone (or could not be started: `error`)."""
+
+    worker_id: int
+    pid: int | None
+    exitcode: int | None
+    running: tuple[int, int, int] | None
+    fault: str
+    error: Exception | None = None
+
+
+class _Process(Protocol):
+    """What is used of a process object of any context."""
+
+    pid: int | None
+    sentinel: int
+    exitcode: int | None
+
+    def start(self) -> None: ...
+    def join(self, timeout: float | None = None) -> None: ...
+
+
+class _Worker:
+    """One worker process as the parent sees it."""
+
+    def __init__(self, worker_id: int, process: _Process, channel: Channel) -> None:
+        self.worker_id = worker_id
+        self.process = process
+        self.pid = process.pid
+        self.channel = channel
+        self.reader = FrameReader()
+        self.known_functions: set[int] = set()
+        self.is_reaped = False
+        self.pidfd = -1
+        if hasattr(os, "pidfd_open") and self.pid is not None:
+            try:
+                self.pidfd = os.pidfd_open(self.pid)
+            except OSError:
+                self.pidfd = -1  # a kernel or sandbox without it: the sentinel has to do
+        self.end_fd = self.pidfd if self.pidfd >= 0 else process.sentinel
+        self.status_fd = blocks.create_sized(StatusBlock.NBYTES)
+        self.status = StatusBlock(self.status_fd)
+        self.fault_fd = blocks.create()
+
+    def fault(self) -> str:
+        """What faulthandler wrote as the process ended."""
+        nbytes = min(blocks.size(self.fault_fd), _FAULT_NBYTES)
+        return blocks.read_all(self.fault_fd, nbytes).decode(errors="replace") if nbytes else ""
+
+    def close(self) -> None:
+        self.channel.close()
+        self.reader.close()
+        self.status.close()
+        blocks.close_all([self.status_fd, self.fault_fd])
+        if self.pidfd >= 0:
+            os.close(self.pidfd)
+            self.pidfd = -1
+
+    def drop_after_fork(self) -> None:
+        """In the child of a fork: close the copies of the descriptors, touch nothing that is shared."""
+        self.channel.sock.close()
+        blocks.close_all([fd for fd in (self.status_fd, self.fault_fd, self.pidfd) if fd >= 0])
+        self.status_fd = self.fault_fd = self.pidfd = -1
+
+
+class WorkerPool:
+    """Processes with a channel each.
+
+    Parameters
+    ----------
+    context
+        Multiprocessing context to start processes from.
+    env
+        Environment for workers.
+    init_entry
+        Entry of (initializer, initargs), or None; `init_fd` is the block it refers to.
+    """
+
+    def __init__(self, context: BaseContext | str | None, env: dict[str, str]) -> None:
+        self._context_or_name = context
+        self._context: BaseContext | None = None
+        self._env = env
+        self.init_message: Any = None  # called for each worker: gives the frame of INIT
+        self._workers: dict[int, _Worker] = {}
+        self._selector = selectors.DefaultSelector()
+        self._wake_r, self._wake_w = socket.socketpair()
+        for sock in (self._wake_r, self._wake_w):
+            sock.setblocking(False)
+        self._selector.register(self._wake_r, selectors.EVENT_READ, None)
+        self._want_write: set[int] = set()
+        # Guards _to_watch and _is_awake; held for a few operations on them.
+        self._lock = threading.Lock()
+        self._to_watch: set[int] = set()  # workers whose socket was full when another thread sent
+        self._is_awake = False
+        self._is_closed = False
+        _pools.add(self)
+
+    # ------------------------------------------------------------------ any thread
+
+    def post(self, worker_id: int, frame: Frame) -> None:
+        """Send a frame to a worker; dropped if the worker is gone (its end is or will be reported)."""
+        worker = self._workers.get(worker_id)
+        if worker is None:
+            frame.close()
+        elif not worker.channel.post(frame):
+            with self._lock:
+                self._to_watch.add(worker_id)
+            self.wake()
+
+    def known_functions(self, worker_id: int) -> set[int]:
+        """Ids of functions that were sent to a worker. A hint: the worker may have forgotten some."""
+        worker = self._workers.get(worker_id)
+        return worker.known_functions if worker is not None else set()
+
+    def wake(self) -> None:
+        """Make a running or the next `wait` return soon."""
+        with self._lock:
+            if self._is_awake or self._is_closed:
+                return
+            self._is_awake = True
+        try:
+            self._wake_w.send(b"\0")
+        except BlockingIOError:
+            pass  # full of wake-ups: awake enough
+
+    def nudge(self) -> None:
+        """Like `wake`, without a lock: for code that may run at any point of any thread (finalizers)."""
+        try:
+            self._wake_w.send(b"\0")
+        except OSError:
+            pass  # full of wake-ups, or closed: either way there is nothing to wake
+
+    def kill(self, worker_id: int, signum: int = signal.SIGKILL) -> None:
+        """Send a signal to a worker that was not reaped yet."""
+        worker = self._workers.get(worker_id)
+        if worker is None or worker.is_reaped or worker.pid is None:
+            return
+        try:
+            if worker.pidfd >= 0 and hasattr(signal, "pidfd_send_signal"):
+                signal.pidfd_send_signal(worker.pidfd, signum)
+            else:
+                os.kill(worker.pid, signum)
+        except (ProcessLookupError, OSError):
+            pass  # it ended in between: the I/O thread is told by the kernel
+
+    def pids(self) -> dict[int, int]:
+        """Process ids by worker."""
+        return {i: w.pid for i, w in list(self._workers.items()) if w.pid is not None}
+
+    # ------------------------------------------------------------------ I/O thread
+
+    def start(self, worker_id: int) -> Ended | None:
+        """Start a process; `Ended` with the error if that is not possible."""
+        ours, theirs = socket.socketpair()
+        worker: _Worker | None = None
+        try:
+            process = self._make_process(worker_id, theirs)
+            with warnings.catch_warnings():
+                # Forking beside threads was the caller's explicit choice (mp_context="fork").
+                warnings.simplefilter("ignore", DeprecationWarning)
+                process.start()
+            worker = _Worker(worker_id, process, Channel(ours))
+            worker.channel.post(make_frame((protocol.ATTACH, "status"), os.dup(worker.status_fd)))
+            worker.channel.post(make_frame((protocol.ATTACH, "faults"), os.dup(worker.fault_fd)))
+            is_sent = worker.channel.post(self.init_message())
+        except Exception as error:
+            if worker is not None:
+                worker.close()
+            ours.close()
+            return Ended(worker_id, None, None, None, "", error)
+        finally:
+            theirs.close()
+        self._workers[worker_id] = worker
+        self._selector.register(ours, selectors.EVENT_READ, (worker, "channel"))
+        self._selector.register(worker.end_fd, selectors.EVENT_READ, (worker, "end"))
+        if not is_sent:
+            self._watch_writes(worker_id)
+        return None
+
+    def _make_process(self, worker_id: int, theirs: socket.socket) -> Any:
+        if self._context is None:
+            self._context = resolve_context(self._context_or_name)
+        context: Any = self._context
+        name = f"AmorsizeWorker-{worker_id}"
+        args = (theirs, os.getpid(), self._env)
+        if context.get_start_method() == "loky":
+            return context.Process(target=worker_main, args=args, name=name, env=self._env)
+        return context.Process(target=worker_main, args=args, name=name)
+
+    def wait(self, timeout: float | None) -> Iterator[Message | Ended]:
+        """Wait until something happens, at most `timeout` seconds, and tell what did."""
+        with self._lock:
+            to_watch, self._to_watch = self._to_watch, set()
+        for worker_id in to_watch:
+            self._watch_writes(worker_id)
+        for key, mask in self._selector.select(timeout):
+            if key.data is None:
+                self._clear_wake()
+                continue
+            worker, what = key.data
+            if worker.worker_id not in self._workers:
+                continue
+            if what == "end":
+                yield from self._ended(worker)
+                continue
+            if mask & selectors.EVENT_WRITE and worker.channel.flush():
+                self._want_write.discard(worker.worker_id)
+                self._selector.modify(worker.channel.sock, selectors.EVENT_READ, key.data)
+            if mask & selectors.EVENT_READ:
+                is_open = yield from self._read(worker, _READS_PER_TURN)
+                if not is_open and worker.worker_id in self._workers:
+                    # Closed by the worker: it ends now, or a task has closed descriptors that were not its own.
+                    self._selector.unregister(worker.channel.sock)
+                    self._want_write.discard(worker.worker_id)
+                    worker.channel.close()
+                    self.kill(worker.worker_id, signal.SIGTERM)
+
+    def _clear_wake(self) -> None:
+        with self._lock:
+            self._is_awake = False
+        try:
+            while self._wake_r.recv(4096):
+                pass
+        except BlockingIOError:
+            pass  # emptied
+
+    def _watch_writes(self, worker_id: int) -> None:
+        worker = self._workers.get(worker_id)
+        if worker is not None and worker_id not in self._want_write and worker.channel.sock.fileno() >= 0:
+            self._want_write.add(worker_id)
+            events = selectors.EVENT_READ | selectors.EVENT_WRITE
+            self._selector.modify(worker.channel.sock, events, (worker, "channel"))
+
+    def _read(self, worker: _Worker, reads: int | None) -> Any:
+        """Messages that have come; the generator's value says whether the channel is open."""
+        while reads is None or reads > 0:
+            try:
+                data, fds = receive(worker.channel.sock)
+            except BlockingIOError:
+                return True
+            except OSError:
+                return False
+            if not data:
+                return False
+            for content, block_fd in worker.reader.feed(data, fds):
+                yield Message(worker.worker_id, content, block_fd)
+            if reads is not None:
+                reads -= 1
+                if len(data) < 4096:
+                    return True  # most likely all: a wrong guess costs one more round
+        return True
+
+    def _ended(self, worker: _Worker) -> Iterator[Message | Ended]:
+        """Read what a dead worker sent, then what it had written but not sent, then report its end."""
+        if worker.channel.sock.fileno() >= 0:
+            yield from self._read(worker, None)
+            self._selector.unregister(worker.channel.sock)
+            self._want_write.discard(worker.worker_id)
+        self._selector.unregister(worker.end_fd)
+        with self._lock:
+            worker.is_reaped = True
+        worker.process.join(timeout=5)
+        worker.reader.close()
+        recovered = FrameReader()
+        try:
+            for content, block_fd in recovered.feed(worker.status.unsent()):
+                yield Message(worker.worker_id, content, block_fd)
+        except Exception as error:  # a record cut short by the death: its item counts as running
+            fault = f"{worker.fault()}(unreadable record: {error!r})"
+        else:
+            fault = worker.fault()
+        running = worker.status.running()
+        del self._workers[worker.worker_id]
+        worker.close()
+        yield Ended(worker.worker_id, worker.pid, worker.process.exitcode, running, fault)
+
+    def close(self) -> None:
+        """Release everything; workers must have ended."""
+        with self._lock:
+            self._is_closed = True
+        self._selector.close()
+        self._wake_r.close()
+        self._wake_w.close()
+        for worker in self._workers.values():
+            worker.close()
+        self._workers.clear()
+
+    def drop_after_fork(self) -> None:
+        """In the child of a fork: let go of the parent's workers without touching them."""
+        self._is_closed = True
+        self._selector.close()
+        self._wake_r.close()
+        self._wake_w.close()
+        for worker in self._workers.values():
+            worker.drop_after_fork()
+        self._workers.clear()
+
+
+def resolve_context(context: BaseContext | str | None) -> BaseContext:
+    """The multiprocessing context for a name, a context, or None (loky's).
+
+    Raises
+    ------
+    ValueError
+        For an unknown name.
+    """
+    if context is None or context == "loky":
+        from loky.backend import get_context
+
+        loky_context: BaseContext = get_context("loky")
+        return loky_context
+    if isinstance(context, str):
+        import multiprocessing
+
+        return multiprocessing.get_context(context)
+    return context
+
+
+def _drop_pools_after_fork() -> None:
+    for pool in list(_pools):
+        pool.drop_after_fork()
+    _pools.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_drop_pools_after_fork)
+
+if sys.platform == "win32":  # pragma: no cover
+    raise ImportError("amorsize_executor needs a POSIX system: it passes file descriptors between processes")

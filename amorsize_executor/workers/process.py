@@ -1,0 +1,387 @@
+"""The worker's side: receive a chunk, run its items one after another, send what came out.
+
+One thread does all this, the process's main thread, so a task may use signals and a short task waits for no
+hand-over. A second thread only waits for the parent's death.
+
+Results leave when a chunk is done, and before that when some have waited for `_FLUSH_S`. Until they leave they stand
+in memory shared with the parent, so that they survive this process. Items much shorter than `_GROUP_NS` are run,
+recorded and (if the process dies) lost in groups of about that length; the first `_SINGLE_ITEMS` of a function
+never are.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import pickle
+import resource
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+from . import blocks, protocol, serialize
+from .channel import FrameReader, make_frame, receive
+from .protocol import ERROR, SCALAR_ITEMS, SCALAR_TUPLES, SKIPPED, VALUE, StatusBlock
+
+#: Results wait at most this long for others of their chunk, in nanoseconds.
+_FLUSH_NS = 2_000_000
+#: Short items run in groups of about this time, in nanoseconds: a record costs about 1 us here and 3 us in the parent.
+_GROUP_NS = 50_000
+#: So many first items of a function are recorded one by one, so that a crash is pinned to its item exactly.
+_SINGLE_ITEMS = 256
+#: Functions kept; the parent sends one again when it is asked.
+_MAX_FUNCTIONS = 256
+#: Growth of peak memory that is worth a message, in bytes.
+_MEMORY_STEP = 1 << 20
+
+
+def worker_main(sock: socket.socket, parent_pid: int, env: dict[str, str]) -> None:
+    """Run a worker until its channel ends.
+
+    Parameters
+    ----------
+    sock
+        The worker's end of its channel.
+    parent_pid
+        The process that owns this worker.
+    env
+        Environment to set, where it could not be set before this process began.
+    """
+    os.environ.update(env)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the parent decides
+    sock.setblocking(True)
+    _watch_parent(parent_pid)
+    worker = _Worker(sock)
+    try:
+        worker.serve()
+    except (BrokenPipeError, ConnectionResetError):
+        pass  # the parent is gone, and nobody is left to tell
+    finally:
+        sock.close()
+
+
+def _watch_parent(parent_pid: int) -> None:
+    """End this process when the parent ends, also in the middle of a task."""
+
+    def wait_and_exit() -> None:
+        if pidfd is not None:
+            select.select([pidfd], [], [])
+        else:
+            while os.getppid() == start_ppid:
+                time.sleep(1.0)  # no descriptor to wait on here
+        os._exit(1)
+
+    start_ppid = os.getppid()
+    pidfd: int | None = None
+    if hasattr(os, "pidfd_open"):
+        try:
+            pidfd = os.pidfd_open(parent_pid)
+        except ProcessLookupError:
+            os._exit(1)
+        except OSError:
+            pidfd = None  # a kernel or sandbox without it
+    threading.Thread(target=wait_and_exit, name="amorsize-parent-watch", daemon=True).start()
+
+
+class _Function:
+    """A function in this worker, and how long its items take."""
+
+    __slots__ = ("call", "item_ns", "n_seen")
+
+    def __init__(self, call: Callable[..., Any]) -> None:
+        self.call = call
+        self.item_ns = 0.0
+        self.n_seen = 0
+
+    def group_size(self) -> int:
+        if self.n_seen < _SINGLE_ITEMS or self.item_ns * 2 > _GROUP_NS:
+            return 1
+        return min(int(_GROUP_NS / max(self.item_ns, 50.0)), 1000)
+
+    def observe(self, n_items: int, elapsed_ns: int) -> None:
+        x = elapsed_ns / n_items
+        self.item_ns = x if not self.n_seen else self.item_ns + 0.25 * (x - self.item_ns)
+        self.n_seen += n_items
+
+
+class _Worker:
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._reader = FrameReader()
+        self._functions: OrderedDict[int, _Function] = OrderedDict()
+        self._status: StatusBlock | None = None
+        self._used = 0  # bytes of records in the status block
+        self._flushed_ns = 0
+        self._peak_nbytes = 0
+        self._cpu_ns = 0
+
+    # ------------------------------------------------------------------ messages in
+
+    def serve(self) -> None:
+        while True:
+            data, fds = receive(self._sock)
+            if not data:
+                return
+            for message, block_fd in self._reader.feed(data, fds):
+                try:
+                    if not self._handle(message, block_fd):
+                        return
+                finally:
+                    if block_fd is not None:
+                        os.close(block_fd)
+
+    def _handle(self, message: tuple[Any, ...], block_fd: int | None) -> bool:
+        code = message[0]
+        if code == protocol.RUN:
+            self._run(*message[1:], block_fd)
+        elif code == protocol.ATTACH:
+            assert block_fd is not None
+            if message[1] == "status":
+                self._status = StatusBlock(block_fd)
+            else:
+                faulthandler.enable(os.dup(block_fd))
+        elif code == protocol.INIT:
+            return self._initialize(message[1], block_fd)
+        elif code == protocol.EXIT:
+            return False
+        return True
+
+    def _initialize(self, entry: serialize.Entry | None, block_fd: int | None) -> bool:
+        try:
+            if entry is not None:
+                initializer, initargs = serialize.decode(entry, lambda: _map(block_fd))
+                initializer(*initargs)
+        except BaseException as error:  # told to the parent, which breaks the pool
+            self._send((protocol.INIT_FAILED, encode_error(error)))
+            return False
+        self._send((protocol.READY, os.getpid()))
+        return True
+
+    def _learn(self, functions: tuple[tuple[int, serialize.Entry], ...], block_fd: int | None) -> None:
+        for fn_id, entry in functions:
+            if fn_id not in self._functions:
+                self._functions[fn_id] = _Function(_decode_function(entry, block_fd))
+                if len(self._functions) > _MAX_FUNCTIONS:
+                    self._functions.popitem(last=False)
+
+    # ------------------------------------------------------------------ a chunk
+
+    def _run(
+        self,
+        chunk_id: int,
+        functions: tuple[tuple[int, serialize.Entry], ...],
+        fn_ids: int | list[int],
+        kind: int,
+        items: list[Any],
+        block_fd: int | None,
+    ) -> None:
+        self._mark(chunk_id, 0, 1)  # a function or argument may end this process while it is unpickled
+        self._learn(functions, block_fd)
+        needed = {fn_ids} if isinstance(fn_ids, int) else set(fn_ids)
+        if not needed <= self._functions.keys():
+            self._mark(0, 0, 0)
+            self._send((protocol.NEED_FUNCTIONS, chunk_id))
+            return
+        for fn_id in needed:
+            self._functions.move_to_end(fn_id)
+        self._flushed_ns = time.perf_counter_ns()
+        self._cpu_ns = time.thread_time_ns()
+        offset, n = 0, len(items)
+        while offset < n:
+            function = self._functions[fn_ids if isinstance(fn_ids, int) else fn_ids[offset]]
+            size = min(function.group_size(), n - offset) if isinstance(fn_ids, int) else 1
+            self._mark(chunk_id, offset, size)
+            offset += self._run_group(chunk_id, offset, function, kind, items[offset : offset + size], block_fd)
+        self._flush()
+        self._mark(0, 0, 0)
+
+    def _run_group(
+        self, chunk_id: int, offset: int, function: _Function, kind: int, items: list[Any], block_fd: int | None
+    ) -> int:
+        """Run items until one raises; record what came out, and return how many were settled."""
+        call = function.call
+        values: list[Any] = []
+        error: BaseException | None = None
+        is_skipped = False
+        start = time.perf_counter_ns()
+        try:
+            if kind == SCALAR_ITEMS:
+                for item in items:
+                    values.append(call(item))
+            elif kind == SCALAR_TUPLES:
+                for item in items:
+                    values.append(call(*item))
+            else:
+                for item in items:
+                    if item is None:  # failed or cancelled in the parent
+                        is_skipped = True
+                        break
+                    if type(item) is tuple and len(item) == 1:  # scalars
+                        values.append(call(*item[0]))
+                        continue
+                    begun = time.perf_counter_ns()
+                    args, kwargs = serialize.decode(item, lambda: _map(block_fd))
+                    start += time.perf_counter_ns() - begun  # unpickling is no task time
+                    values.append(call(*args, **kwargs))
+        except BaseException as e:  # sent to the caller, whatever it is
+            error = e
+        elapsed = time.perf_counter_ns() - start
+        n = len(values) + (error is not None or is_skipped)
+        if n > is_skipped:
+            function.observe(n, elapsed)
+        self._record(chunk_id, offset, n, elapsed, values, error, is_skipped, function)
+        return n
+
+    def _record(
+        self,
+        chunk_id: int,
+        offset: int,
+        n: int,
+        elapsed_ns: int,
+        values: list[Any],
+        error: BaseException | None,
+        is_skipped: bool,
+        function: _Function,
+    ) -> None:
+        cpu_ns = -1
+        if elapsed_ns > 1_000_000:
+            now = time.thread_time_ns()
+            cpu_ns, self._cpu_ns = now - self._cpu_ns, now
+        if error is None and not is_skipped and serialize.are_scalars(values):
+            self._append(make_frame((protocol.RESULTS, chunk_id, offset, n, elapsed_ns, cpu_ns, values)))
+            return
+        block = blocks.BlockWriter()
+        try:
+            outcomes: list[tuple[int, Any]] = [self._outcome(value, block, function) for value in values]
+            if error is not None:
+                outcomes.append((ERROR, encode_error(error)))
+            elif is_skipped:
+                outcomes.append((SKIPPED, None))
+            message = (protocol.OUTCOMES, chunk_id, offset, n, elapsed_ns, cpu_ns, outcomes)
+            try:
+                frame = make_frame(message, block.detach())
+            except OSError as no_room:
+                lost = [(ERROR, encode_error(no_room))] * n
+                frame = make_frame((protocol.OUTCOMES, chunk_id, offset, n, elapsed_ns, cpu_ns, lost))
+            self._append(frame)
+        finally:
+            block.close()
+
+    def _outcome(self, value: object, block: blocks.BlockWriter, function: _Function) -> tuple[int, Any]:
+        try:
+            return VALUE, serialize.encode(value, block)
+        except Exception as error:
+            what = f"the result of {serialize.name_of(function.call)}, a {type(value).__qualname__!r} object,"
+            return ERROR, encode_error(not_picklable(what, error))
+
+    # ------------------------------------------------------------------ messages out
+
+    def _append(self, frame: Any) -> None:
+        """Put a record where it survives this process, and send what has waited long enough."""
+        status = self._status
+        assert status is not None
+        nbytes = len(frame.data)
+        if frame.fds or nbytes > len(status.records):
+            self._flush()
+            self._send_frame(frame)
+            return
+        if self._used + nbytes > len(status.records):
+            self._flush()
+        status.records[self._used : self._used + nbytes] = frame.data
+        self._used += nbytes
+        status.words[3] = self._used
+        if time.perf_counter_ns() - self._flushed_ns > _FLUSH_NS:
+            self._flush()
+
+    def _flush(self) -> None:
+        status = self._status
+        assert status is not None
+        if self._used:
+            self._sock.sendall(status.records[: self._used])
+            self._used = 0
+            status.words[3] = 0
+        self._flushed_ns = time.perf_counter_ns()
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        if peak > self._peak_nbytes + _MEMORY_STEP:
+            self._peak_nbytes = peak
+            self._send((protocol.MEMORY, peak))
+
+    def _send(self, message: tuple[Any, ...]) -> None:
+        self._send_frame(make_frame(message))
+
+    def _send_frame(self, frame: Any) -> None:
+        if frame.fds:
+            try:
+                sent = socket.send_fds(self._sock, [frame.data], list(frame.fds))
+            finally:
+                frame.close()
+            if sent < len(frame.data):
+                self._sock.sendall(frame.data[sent:])
+        else:
+            self._sock.sendall(frame.data)
+
+    def _mark(self, chunk_id: int, offset: int, count: int) -> None:
+        if self._status is not None:
+            words = self._status.words
+            words[0] = 0
+            words[1], words[2] = offset, count
+            words[0] = chunk_id
+
+
+def _map(block_fd: int | None) -> memoryview:
+    assert block_fd is not None
+    return blocks.map_private(block_fd, blocks.size(block_fd))
+
+
+def _decode_function(entry: serialize.Entry, block_fd: int | None) -> Callable[..., Any]:
+    """The function of an entry; one that raises for every call if it cannot be unpickled here."""
+    try:
+        function: Callable[..., Any] = serialize.decode(entry, lambda: _map(block_fd))
+    except Exception as error:
+        broken = add_note(error, "raised while the function of the task was unpickled in the worker")
+
+        def function(*args: Any, **kwargs: Any) -> Any:
+            raise broken
+
+    return function
+
+
+def add_note(error: BaseException, note: str) -> BaseException:
+    """Attach a line to an exception (shown in tracebacks from Python 3.11 on)."""
+    if hasattr(error, "add_note"):
+        error.add_note(note)
+    return error
+
+
+def not_picklable(what: str, error: Exception) -> Exception:
+    """The error to raise for something that could not be pickled: the user's own, or one that names the object."""
+    from ..errors import SerializationError
+
+    if isinstance(error, (pickle.PicklingError, TypeError, AttributeError, RecursionError)):
+        wrapped = SerializationError(f"{what} cannot be pickled: {error}")
+        wrapped.__cause__ = error
+        return wrapped
+    add_note(error, f"raised while {what} was pickled")
+    return error
+
+
+def encode_error(error: BaseException) -> bytes:
+    """Entry of (exception, traceback text); an exception that cannot be pickled is replaced by one that says so."""
+    text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    try:
+        data = serialize.dumps((error, text))
+        pickle.loads(data)
+    except Exception as problem:
+        from ..errors import SerializationError
+
+        kind = type(error).__qualname__
+        told = SerializationError(f"the task raised {kind}({str(error)!r}), an exception that cannot be pickled: {problem}")
+        data = serialize.dumps((told, text))
+    return data

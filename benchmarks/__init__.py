@@ -1,0 +1,1 @@
+"""Measurements of amorsize_executor beside other executors; see ``docs/benchmarks``."""
