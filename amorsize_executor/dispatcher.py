@@ -503,6 +503,14 @@ class Dispatcher:
                 self.cost_model.observe_carriage(job.function.key, len(chunk.items), elapsed, len(frame.data))
 
     def _encode_tasks(self, chunk: Chunk, known: set[int]) -> Frame:
+        if len(chunk.items) == 1:
+            task = self._tasks.get(chunk.items[0])
+            if task is not None and task.args is not None:
+                function = task.function
+                if function.fn_id in known and task.future.set_running_or_notify_cancel():
+                    return make_frame(
+                        (protocol.RUN, chunk.chunk_id, (), function.fn_id, protocol.SCALAR_TUPLES, [task.args])
+                    )
         functions: dict[int, bytes] = {}
         fn_ids: list[int] = []
         items: list[Any] = []
@@ -646,14 +654,7 @@ class Dispatcher:
                     if self.scheduler.is_drained and not self._to_do:
                         return
                     timeout = self._timeout()
-                handled = False
-                for event in pool.wait(timeout):
-                    handled = True
-                    if type(event) is Message:
-                        self._handle(event)
-                    else:
-                        self._ended(event)
-                if not handled or self._is_watching:
+                if not pool.wait(timeout, self._handle, self._ended) or self._is_watching:
                     self._look_around()
         except BaseException as error:  # a bug here must not leave callers waiting for ever
             self._break(error)
@@ -770,8 +771,7 @@ class Dispatcher:
 
     def _results(self, worker_id: int, content: tuple[Any, ...], block_fd: int | None) -> None:
         code, chunk_id, offset, n, elapsed_ns, cpu_ns, values = content
-        with self._lock:
-            chunk = self.scheduler.chunk(worker_id, chunk_id)
+        chunk = self.scheduler.chunk(worker_id, chunk_id)  # two look-ups, each atomic
         if chunk is None or offset < chunk.n_done:
             return  # a record read both from the channel and from a dead worker's memory
         items = chunk.items[offset : offset + n]
@@ -786,17 +786,18 @@ class Dispatcher:
             key = task.function.key if task is not None else None
         else:
             key = None
-        if key is not None and n > n_skipped:
-            self.cost_model.observe(
-                key, n - n_skipped, elapsed_ns * 1e-9, cpu_ns * 1e-9 if cpu_ns >= 0 else None
-            )
         with self._lock:
             actions = self.scheduler.items_done(worker_id, chunk_id, n, time.perf_counter())
-        self._execute(actions)  # first give the worker its next chunk, then the caller its results
+        if actions:
+            self._execute(actions)  # first give the worker its next chunk, then the caller its results
         if job is not None:
             job.settle(items, values, failed=code == protocol.OUTCOMES)
         elif chunk.job_id is None:
             self._resolve(items, values)
+        if key is not None and n > n_skipped:
+            self.cost_model.observe(
+                key, n - n_skipped, elapsed_ns * 1e-9, cpu_ns * 1e-9 if cpu_ns >= 0 else None
+            )
 
     def _decode_outcomes(
         self, job_id: int | None, items: Any, outcomes: list[tuple[int, Any]], block_fd: int | None
@@ -885,11 +886,12 @@ class Dispatcher:
         """Fail everything that waits or runs; the executor is of no more use."""
         from concurrent.futures.process import BrokenProcessPool
 
-        message = f"{what}: {type(cause).__name__}: {cause}"
+        is_told = type(cause) is BrokenProcessPool
+        message = str(cause) if is_told else f"{what}: {type(cause).__name__}: {cause}"
         with self._lock:
             if self._broken is not None:
                 return
-            self._broken = cause if type(cause) is BrokenProcessPool else _chained(BrokenProcessPool(message), cause)
+            self._broken = cause if is_told else _chained(BrokenProcessPool(message), cause)
             self._is_shut_down = True
             tasks, self._tasks = self._tasks, {}
             jobs, self._jobs = self._jobs, {}

@@ -135,7 +135,7 @@ class _Job:
     """One map. Items below `next` were given out, save those in `returned`."""
 
     __slots__ = (
-        "chunksize", "closed", "growth", "held", "is_cancelled", "job_id", "key", "n_items", "n_settled", "n_workers",
+        "chunksize", "closed", "growth", "held", "job_id", "key", "n_items", "n_settled", "n_workers",
         "nbytes", "next", "returned", "started_at",
     )  # fmt: skip
 
@@ -146,7 +146,6 @@ class _Job:
         self.chunksize = chunksize
         self.closed = closed
         self.held = True
-        self.is_cancelled = False
         self.n_workers = 0
         self.next = 0
         self.returned: deque[int] = deque()
@@ -263,6 +262,19 @@ class Scheduler:
 
     def submit(self, task_id: int, key: Hashable, now: float, *, is_alone: bool = False) -> list[Action]:
         """A task was submitted; `is_alone`: it is large and shares its chunk with no other."""
+        if self._idle and not self._queue:  # the common case in a calm: straight to an idle worker
+            worker_id, _ = self._idle.popitem()
+            worker = self._workers[worker_id]
+            self._ids += 1
+            self._task_keys[task_id] = key
+            chunk = Chunk(self._ids, None, [task_id], worker_id, self._cost_model.mean_s(key))
+            worker.chunks[self._ids] = chunk
+            worker.n_given += 1
+            if is_alone:
+                self._alone.add(task_id)
+            if not self._should_leave(worker):
+                self._partial[worker_id] = None
+            return [SendChunk(worker_id, chunk)]
         if not self._queue:
             self._queue_since = now
         self._queue.append((task_id, key))
@@ -326,13 +338,10 @@ class Scheduler:
             self._settle(job, n_items)
 
     def cancel_map(self, job_id: int) -> None:
-        """Nobody wants more results of this map: items that wait are dropped."""
-        job = self._jobs.get(job_id)
+        """Nobody wants more results of this map: items that wait are dropped, those with workers end unheard."""
+        job = self._jobs.pop(job_id, None)
         if job is not None:
-            dropped = job.n_waiting
-            job.next, job.closed, job.is_cancelled = job.n_items, True, True
-            job.returned.clear()
-            self._settle(job, dropped)
+            self._forget_attempts(job_id)
 
     # ------------------------------------------------------------------ workers answer
 
@@ -397,7 +406,7 @@ class Scheduler:
         if worker.state is _State.STARTING:
             self._n_starting -= 1
             self._failed_starts += 1
-            if self._failed_starts >= _FAILED_STARTS and not self._stopping:
+            if self._failed_starts >= _FAILED_STARTS:
                 return [BreakPool()]
         elif worker.state is _State.RETIRING:
             self._n_retiring -= 1
@@ -428,12 +437,8 @@ class Scheduler:
         else:
             job = self._jobs.get(chunk.job_id)
             if job is not None:
-                if job.is_cancelled:
-                    failed, again = [], []
-                    self._settle(job, len(chunk.items) - chunk.n_done)
-                else:
-                    job.returned.extendleft(reversed(again))
-                    self._settle(job, len(failed))
+                job.returned.extendleft(reversed(again))
+                self._settle(job, len(failed))
         return [FailItems(chunk.job_id, tuple(failed), worker_id)] if failed else []
 
     # ------------------------------------------------------------------ the pool itself
@@ -509,6 +514,10 @@ class Scheduler:
     def _act(self, now: float) -> list[Action]:
         """Give out what may be given out, then see whether the number of workers is right."""
         actions: list[Action] = []
+        live = self._n_starting + self.n_ready
+        if not self._queue and len(self._turn) == 1 and not self._stopping:
+            if self._min_workers <= live <= self.worker_limit:
+                return actions  # nothing waits and nobody is too many
         self._assign(actions, now)
         if self._stopping and not self._queue and not self._jobs:
             for worker_id, worker in list(self._workers.items()):
@@ -701,6 +710,9 @@ class Scheduler:
         job.n_settled += n_items
         if job.closed and job.n_settled >= job.n_items:
             del self._jobs[job.job_id]
-            if self._attempts:
-                for key in [key for key in self._attempts if key[0] == job.job_id]:
-                    del self._attempts[key]
+            self._forget_attempts(job.job_id)
+
+    def _forget_attempts(self, job_id: int) -> None:
+        if self._attempts:
+            for key in [key for key in self._attempts if key[0] == job_id]:
+                del self._attempts[key]

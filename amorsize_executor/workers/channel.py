@@ -11,12 +11,13 @@ The worker's side sends with plain blocking calls (see `process`): the parent al
 from __future__ import annotations
 
 import array
+import os
 import pickle
 import socket
 import struct
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from . import blocks
@@ -63,16 +64,24 @@ def make_frame(message: object, block_fd: int | None = None) -> Frame:
     return Frame(HEADER.pack(0, len(fds), 1), fds)
 
 
-def receive(sock: socket.socket, nbytes: int = READ_NBYTES) -> tuple[bytes, list[int]]:
-    """One read: bytes (empty at the end of the stream) and descriptors."""
-    data, ancillary, _, _ = sock.recvmsg(nbytes, _CMSG_NBYTES, _RECV_FLAGS)
-    fds: list[int] = []
-    for level, kind, payload in ancillary:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            received = array.array("i")
-            received.frombytes(payload[: len(payload) - len(payload) % received.itemsize])
-            fds.extend(received)
-    return data, fds
+class Receiver:
+    """Reads from sockets into one buffer, again and again (fresh memory for each read costs more than the read)."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray(READ_NBYTES)
+        self._view = memoryview(self._buffer)
+        self._target = [self._view]
+
+    def receive(self, sock: socket.socket, flags: int = 0) -> tuple[memoryview, list[int]]:
+        """One read: bytes (none at the end of the stream; valid until the next read) and descriptors."""
+        nbytes, ancillary, _, _ = sock.recvmsg_into(self._target, _CMSG_NBYTES, _RECV_FLAGS | flags)
+        fds: list[int] = []
+        for level, kind, payload in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                received = array.array("i")
+                received.frombytes(payload[: len(payload) - len(payload) % received.itemsize])
+                fds.extend(received)
+        return self._view[:nbytes], fds
 
 
 class FrameReader:
@@ -82,32 +91,41 @@ class FrameReader:
         self._buffer = bytearray()
         self._fds: deque[int] = deque()
 
-    def feed(self, data: bytes | memoryview, fds: Sequence[int] = ()) -> Iterator[tuple[Any, int | None]]:
+    def feed(self, data: memoryview, fds: Sequence[int] = ()) -> list[tuple[Any, int | None]]:
         """Take in bytes and give the messages that are complete, each with its block's descriptor (now the caller's)."""
-        self._fds.extend(fds)
-        buffer = self._buffer
-        buffer += data
-        start = 0
+        if fds:
+            self._fds.extend(fds)
+        if self._buffer:
+            self._buffer += data
+            data = memoryview(bytes(self._buffer))
+            self._buffer.clear()
+        messages: list[tuple[Any, int | None]] = []
+        start, length = 0, len(data)
+        while length - start >= HEADER.size:
+            nbytes, n_fds, is_spilled = HEADER.unpack_from(data, start)
+            end = start + HEADER.size + nbytes
+            if length < end:
+                break
+            if not n_fds:
+                messages.append((pickle.loads(data[start + HEADER.size : end]), None))
+            else:
+                messages.append(self._claim(data[start + HEADER.size : end], n_fds, is_spilled))
+            start = end
+        if start < length:
+            self._buffer += data[start:]
+        return messages
+
+    def _claim(self, body: memoryview, n_fds: int, is_spilled: int) -> tuple[Any, int | None]:
+        """A message that came with descriptors: its block, and a body too large for a frame."""
+        fds = [self._fds.popleft() for _ in range(n_fds)]
+        if not is_spilled:
+            return pickle.loads(body), fds[0]
+        spill = fds.pop()
         try:
-            while len(buffer) - start >= HEADER.size:
-                nbytes, n_fds, is_spilled = HEADER.unpack_from(buffer, start)
-                end = start + HEADER.size + nbytes
-                if len(buffer) < end:
-                    break
-                frame_fds = [self._fds.popleft() for _ in range(n_fds)]
-                start, body_at = end, start + HEADER.size
-                if is_spilled:
-                    spill = frame_fds.pop()
-                    try:
-                        message = pickle.loads(blocks.read_all(spill, blocks.size(spill)))
-                    finally:
-                        blocks.close_all([spill])
-                else:
-                    with memoryview(buffer) as view:
-                        message = pickle.loads(view[body_at:end])
-                yield message, frame_fds[0] if frame_fds else None
+            message = pickle.loads(blocks.read_all(spill, blocks.size(spill)))
         finally:
-            del buffer[:start]
+            os.close(spill)
+        return message, fds[0] if fds else None
 
     def close(self) -> None:
         """Close descriptors that no complete frame claimed."""

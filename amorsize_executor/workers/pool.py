@@ -20,12 +20,12 @@ import sys
 import threading
 import warnings
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable
 from multiprocessing.context import BaseContext
 from typing import Any, NamedTuple, Protocol
 
 from . import blocks, protocol
-from .channel import Channel, Frame, FrameReader, make_frame, receive
+from .channel import Channel, Frame, FrameReader, Receiver, make_frame
 from .process import worker_main
 from .protocol import StatusBlock
 
@@ -135,6 +135,7 @@ class WorkerPool:
         for sock in (self._wake_r, self._wake_w):
             sock.setblocking(False)
         self._selector.register(self._wake_r, selectors.EVENT_READ, None)
+        self._receiver = Receiver()
         self._want_write: set[int] = set()
         # Guards _to_watch and _is_awake; held for a few operations on them.
         self._lock = threading.Lock()
@@ -235,13 +236,17 @@ class WorkerPool:
             return context.Process(target=worker_main, args=args, name=name, env=self._env)
         return context.Process(target=worker_main, args=args, name=name)
 
-    def wait(self, timeout: float | None) -> Iterator[Message | Ended]:
-        """Wait until something happens, at most `timeout` seconds, and tell what did."""
-        with self._lock:
-            to_watch, self._to_watch = self._to_watch, set()
-        for worker_id in to_watch:
-            self._watch_writes(worker_id)
-        for key, mask in self._selector.select(timeout):
+    def wait(
+        self, timeout: float | None, on_message: Callable[[Message], object], on_end: Callable[[Ended], object]
+    ) -> bool:
+        """Wait until something happens, at most `timeout` seconds, and tell what did; False when nothing did."""
+        if self._to_watch:
+            with self._lock:
+                to_watch, self._to_watch = self._to_watch, set()
+            for worker_id in to_watch:
+                self._watch_writes(worker_id)
+        ready = self._selector.select(timeout)
+        for key, mask in ready:
             if key.data is None:
                 self._clear_wake()
                 continue
@@ -249,19 +254,18 @@ class WorkerPool:
             if worker.worker_id not in self._workers:
                 continue
             if what == "end":
-                yield from self._ended(worker)
+                self._ended(worker, on_message, on_end)
                 continue
             if mask & selectors.EVENT_WRITE and worker.channel.flush():
                 self._want_write.discard(worker.worker_id)
                 self._selector.modify(worker.channel.sock, selectors.EVENT_READ, key.data)
-            if mask & selectors.EVENT_READ:
-                is_open = yield from self._read(worker, _READS_PER_TURN)
-                if not is_open and worker.worker_id in self._workers:
-                    # Closed by the worker: it ends now, or a task has closed descriptors that were not its own.
-                    self._selector.unregister(worker.channel.sock)
-                    self._want_write.discard(worker.worker_id)
-                    worker.channel.close()
-                    self.kill(worker.worker_id, signal.SIGTERM)
+            if mask & selectors.EVENT_READ and not self._read(worker, _READS_PER_TURN, on_message):
+                # Closed by the worker: it ends now, or a task has closed descriptors that were not its own.
+                self._selector.unregister(worker.channel.sock)
+                self._want_write.discard(worker.worker_id)
+                worker.channel.close()
+                self.kill(worker.worker_id, signal.SIGTERM)
+        return bool(ready)
 
     def _clear_wake(self) -> None:
         with self._lock:
@@ -279,29 +283,32 @@ class WorkerPool:
             events = selectors.EVENT_READ | selectors.EVENT_WRITE
             self._selector.modify(worker.channel.sock, events, (worker, "channel"))
 
-    def _read(self, worker: _Worker, reads: int | None) -> Any:
-        """Messages that have come; the generator's value says whether the channel is open."""
+    def _read(self, worker: _Worker, reads: int | None, on_message: Callable[[Message], object]) -> bool:
+        """Hand on messages that have come; False when the channel is closed."""
         while reads is None or reads > 0:
             try:
-                data, fds = receive(worker.channel.sock)
+                data, fds = self._receiver.receive(worker.channel.sock)
             except BlockingIOError:
                 return True
             except OSError:
                 return False
-            if not data:
+            nbytes = len(data)
+            if not nbytes:
                 return False
             for content, block_fd in worker.reader.feed(data, fds):
-                yield Message(worker.worker_id, content, block_fd)
+                on_message(Message(worker.worker_id, content, block_fd))
             if reads is not None:
                 reads -= 1
-                if len(data) < 4096:
+                if nbytes < 4096:
                     return True  # most likely all: a wrong guess costs one more round
         return True
 
-    def _ended(self, worker: _Worker) -> Iterator[Message | Ended]:
+    def _ended(
+        self, worker: _Worker, on_message: Callable[[Message], object], on_end: Callable[[Ended], object]
+    ) -> None:
         """Read what a dead worker sent, then what it had written but not sent, then report its end."""
         if worker.channel.sock.fileno() >= 0:
-            yield from self._read(worker, None)
+            self._read(worker, None, on_message)
             self._selector.unregister(worker.channel.sock)
             self._want_write.discard(worker.worker_id)
         self._selector.unregister(worker.end_fd)
@@ -309,18 +316,16 @@ class WorkerPool:
             worker.is_reaped = True
         worker.process.join(timeout=5)
         worker.reader.close()
-        recovered = FrameReader()
+        fault = worker.fault()
         try:
-            for content, block_fd in recovered.feed(worker.status.unsent()):
-                yield Message(worker.worker_id, content, block_fd)
+            for content, block_fd in FrameReader().feed(memoryview(worker.status.unsent())):
+                on_message(Message(worker.worker_id, content, block_fd))
         except Exception as error:  # a record cut short by the death: its item counts as running
-            fault = f"{worker.fault()}(unreadable record: {error!r})"
-        else:
-            fault = worker.fault()
+            fault = f"{fault}(unreadable record: {error!r})"
         running = worker.status.running()
         del self._workers[worker.worker_id]
         worker.close()
-        yield Ended(worker.worker_id, worker.pid, worker.process.exitcode, running, fault)
+        on_end(Ended(worker.worker_id, worker.pid, worker.process.exitcode, running, fault))
 
     def close(self) -> None:
         """Release everything; workers must have ended."""

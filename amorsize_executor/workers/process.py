@@ -27,7 +27,7 @@ from collections.abc import Callable
 from typing import Any
 
 from . import blocks, protocol, serialize
-from .channel import FrameReader, make_frame, receive
+from .channel import FrameReader, Receiver, make_frame
 from .protocol import ERROR, SCALAR_ITEMS, SCALAR_TUPLES, SKIPPED, VALUE, StatusBlock
 
 #: Results wait at most this long for others of their chunk, in nanoseconds.
@@ -36,6 +36,10 @@ _FLUSH_NS = 2_000_000
 _GROUP_NS = 50_000
 #: So many first items of a function are recorded one by one, so that a crash is pinned to its item exactly.
 _SINGLE_ITEMS = 256
+#: CPU time is read around items longer than this, in nanoseconds (the reading costs 1 us).
+_CPU_WORTH_NS = 500_000
+#: How long to look for a message before going to sleep, in nanoseconds: about what a wake-up costs on both sides.
+_SPIN_NS = 100_000
 #: Functions kept; the parent sends one again when it is asked.
 _MAX_FUNCTIONS = 256
 #: Growth of peak memory that is worth a message, in bytes.
@@ -125,8 +129,9 @@ class _Worker:
     # ------------------------------------------------------------------ messages in
 
     def serve(self) -> None:
+        receiver = Receiver()
         while True:
-            data, fds = receive(self._sock)
+            data, fds = self._receive(receiver)
             if not data:
                 return
             for message, block_fd in self._reader.feed(data, fds):
@@ -136,6 +141,16 @@ class _Worker:
                 finally:
                     if block_fd is not None:
                         os.close(block_fd)
+
+    def _receive(self, receiver: Receiver) -> tuple[memoryview, list[int]]:
+        """Wait for messages: awake for a moment, since to be woken takes longer than the next task often does."""
+        until = time.perf_counter_ns() + _SPIN_NS
+        while time.perf_counter_ns() < until:
+            try:
+                return receiver.receive(self._sock, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                continue
+        return receiver.receive(self._sock)
 
     def _handle(self, message: tuple[Any, ...], block_fd: int | None) -> bool:
         code = message[0]
@@ -183,21 +198,26 @@ class _Worker:
         block_fd: int | None,
     ) -> None:
         self._mark(chunk_id, 0, 1)  # a function or argument may end this process while it is unpickled
-        self._learn(functions, block_fd)
-        needed = {fn_ids} if isinstance(fn_ids, int) else set(fn_ids)
-        if not needed <= self._functions.keys():
-            self._mark(0, 0, 0)
-            self._send((protocol.NEED_FUNCTIONS, chunk_id))
-            return
-        for fn_id in needed:
-            self._functions.move_to_end(fn_id)
+        if functions:
+            self._learn(functions, block_fd)
+        known = self._functions
+        for fn_id in (fn_ids,) if isinstance(fn_ids, int) else set(fn_ids):
+            if fn_id not in known:
+                self._mark(0, 0, 0)
+                self._send((protocol.NEED_FUNCTIONS, chunk_id))
+                return
+            known.move_to_end(fn_id)
         self._flushed_ns = time.perf_counter_ns()
-        self._cpu_ns = time.thread_time_ns()
+        self._cpu_ns = -1
         offset, n = 0, len(items)
         while offset < n:
-            function = self._functions[fn_ids if isinstance(fn_ids, int) else fn_ids[offset]]
-            size = min(function.group_size(), n - offset) if isinstance(fn_ids, int) else 1
-            self._mark(chunk_id, offset, size)
+            if isinstance(fn_ids, int):
+                function = known[fn_ids]
+                size = min(function.group_size(), n - offset)
+            else:
+                function, size = known[fn_ids[offset]], 1
+            if offset or size > 1:
+                self._mark(chunk_id, offset, size)
             offset += self._run_group(chunk_id, offset, function, kind, items[offset : offset + size], block_fd)
         self._flush()
         self._mark(0, 0, 0)
@@ -251,9 +271,13 @@ class _Worker:
         function: _Function,
     ) -> None:
         cpu_ns = -1
-        if elapsed_ns > 1_000_000:
+        if elapsed_ns > _CPU_WORTH_NS:
             now = time.thread_time_ns()
-            cpu_ns, self._cpu_ns = now - self._cpu_ns, now
+            if self._cpu_ns >= 0:  # else the time before this item was not taken
+                cpu_ns = now - self._cpu_ns
+            self._cpu_ns = now
+        else:
+            self._cpu_ns = -1
         if error is None and not is_skipped and serialize.are_scalars(values):
             self._append(make_frame((protocol.RESULTS, chunk_id, offset, n, elapsed_ns, cpu_ns, values)))
             return
