@@ -27,9 +27,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import CancelledError, Future
-from dataclasses import replace
-from multiprocessing.context import BaseContext
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from . import machine
 from .decisions import planner
@@ -46,12 +44,16 @@ from .decisions.scheduler import (
     SendChunk,
     StartWorker,
 )
-from .results import END, Failed, MapJob, call_inline, take_back
+from .inline import InlineBatch, copy_items, copy_values
+from .results import Failed, MapJob
 from .workers import blocks, protocol, serialize
 from .workers.channel import Frame, make_frame
 from .workers.functions import Function, FunctionTable
 from .workers.pool import Ended, Message, WorkerPool
 from .workers.process import add_note, not_picklable
+
+if TYPE_CHECKING:
+    from multiprocessing.context import BaseContext
 
 #: While maps are computed by their callers, the I/O thread looks after them this often, in seconds ...
 _WATCH_S = 5e-3
@@ -83,7 +85,9 @@ class Settings:
         retries: int,
         env: dict[str, str],
         cost_model: CostModel,
+        n_cpus: int,
     ) -> None:
+        self.n_cpus = n_cpus
         self.max_workers = max_workers
         self.context = context
         self.initializer = initializer
@@ -152,7 +156,7 @@ class Dispatcher:
         self.is_abandoned = False
         self.kill_at_exit = False
         self.is_foreign = False  # in the child of a fork: belongs to the parent
-        self.n_cpus = machine.cpu_count()
+        self.n_cpus = settings.n_cpus
         self.last_plan: Plan | None = None
 
     # ------------------------------------------------------------------ submit
@@ -174,6 +178,7 @@ class Dispatcher:
         future: Future[Any] = Future()
         try:
             task = _Task(future, self.functions.register(fn))
+            _ = task.function.fn_id  # pickles a new function now, so that an error is this future's
             if not kwargs and serialize.is_scalar(args):
                 task.args = args
             else:
@@ -287,8 +292,7 @@ class Dispatcher:
         if job.plan is not None and waiting < job.n_items and plan.item_s is not None:
             # The plan of the rest tells the whole: what is done already was done at the price now known.
             done_s = time.perf_counter() - job.started_at
-            plan = replace(
-                plan,
+            plan = plan._replace(
                 n_items=job.n_items,
                 serial_s=job.n_items * plan.item_s,
                 predicted_s=done_s + (plan.predicted_s or 0.0),
@@ -310,7 +314,7 @@ class Dispatcher:
         self._execute(actions)
 
     def next_results(self, job: MapJob, until: float | None) -> list[Any] | None:
-        """More results of a map, to be popped from the end; None when there will be none.
+        """More results of a map, in order; None when there will be none.
 
         Called by the thread that iterates. This is the only place where items run in the caller's thread.
         """
@@ -353,59 +357,31 @@ class Dispatcher:
             return True
         if not taken:
             return False
-        queue, error = self._copy_items(job, taken)
-        values: list[Any] = []
-        call = job.function.local()
-        job.inline_values, job.inline_queue, job.inline_stop = values, queue, taken.start + len(queue) - 1
-        job.inline_since = start = time.perf_counter()
+        name, function = job.function.name, job.function
+        items, error = copy_items(job.take_items(taken), taken.start, name)
+        batch = job.batch = InlineBatch(taken.start, items, function.local(), job.is_star)
         try:
-            problem = call_inline(call, queue, job.is_star, values)
+            problem = batch.run()
         finally:
-            job.inline_since = 0.0
+            job.batch = None
             job.visited_at = time.perf_counter()
-        elapsed = job.visited_at - start
+        values = batch.values
         ran = len(values) + (problem is not None)
         if ran:
-            self.cost_model.observe(job.function.key, ran, elapsed)
-        take_back(queue)  # after an exception nobody needs the rest
-        error = problem or (error if ran == len(taken) - 1 else None)
-        if values and not serialize.are_scalars(values):
-            error = self._copy_values(job, taken.start, values) or error
+            self.cost_model.observe(function.key, ran, job.visited_at - batch.started_at)
+        if problem is not None or ran < len(items):
+            error = problem
+        error = copy_values(values, taken.start, name) or error
         if error is not None:
             values.append(Failed(error))
-        job.n_inline += len(values)
+        n = len(values)
         with self._lock:
-            self.scheduler.inline_done(job.job_id, len(values))
-        job.settle(range(taken.start, taken.start + len(values)), values, failed=error is not None)
+            if error is None:
+                self.scheduler.return_inline(job.job_id, batch.left_over(n))
+            self.scheduler.inline_done(job.job_id, n)
+        job.n_inline += n
+        job.settle(range(taken.start, taken.start + n), values, failed=error is not None)
         return True
-
-    def _copy_items(self, job: MapJob, taken: range) -> tuple[deque[Any], Exception | None]:
-        """A queue of what a worker would have got: copies; and the error of the first that cannot be copied."""
-        items = job.take_items(taken)
-        error: Exception | None = None
-        if not serialize.are_scalars(items):
-            copied: list[Any] = []
-            for item in items:
-                try:
-                    copied.append(serialize.copy(item))
-                except Exception as problem:
-                    what = f"item {taken.start + len(copied)} of map({job.function.name})"
-                    error = not_picklable(f"{what} ({_culprit((item,), {})})", problem)
-                    break
-            items = copied
-        queue = deque(items)
-        queue.append(END)
-        return queue, error
-
-    def _copy_values(self, job: MapJob, start: int, values: list[Any]) -> BaseException | None:
-        """Replace results by what a worker would have sent: copies."""
-        for i, value in enumerate(values):
-            try:
-                values[i] = serialize.copy(value)
-            except Exception as problem:
-                del values[i:]
-                return not_picklable(f"the result of {job.function.name} for item {start + i}", problem)
-        return None
 
     def _take_inline(self, job: MapJob) -> range | int:
         """Items for the caller to run now, or the number of workers to hand the map to; under the lock."""
@@ -451,8 +427,7 @@ class Dispatcher:
             self._jobs.pop(job.job_id, None)
             plan = job.plan
             assert plan is not None
-            job.plan = replace(
-                plan,
+            job.plan = plan._replace(
                 n_items=job.n_items,
                 actual_s=time.perf_counter() - job.started_at,
                 n_inline=job.n_inline,
@@ -714,34 +689,30 @@ class Dispatcher:
 
     def _look_after(self, job: MapJob, pool_state: PoolState, now: float) -> None:
         """Hand a map to workers if its caller is stuck in an item, or does not come for results."""
-        since = job.inline_since
         with self._lock:
             waiting = self.scheduler.n_waiting(job.job_id)
-        if since:
-            n = len(job.inline_values)
-            seen_n, seen_at = job.watch_seen
-            if seen_n != job.n_inline + n:
-                job.watch_seen = (job.n_inline + n, now)
-                seen_at = now
-            item_s = max((now - since) / (n + 1), now - seen_at)
+        batch = job.batch
+        if batch is not None:
+            item_s = job.time_in_item(batch, now)
+            waiting += batch.n_unstarted
         else:
             item_s = now - job.visited_at
             if pool_state.n_ready == 0 and item_s < pool_state.worker_start_s:
                 return
-        if planner.hand_over_pays(waiting + max(len(job.inline_queue) - 1, 0), item_s, pool_state):
-            n_back = take_back(job.inline_queue)
-            n_workers = max(min(pool_state.max_workers, waiting + n_back), 1)
-            with self._lock:
-                if n_back:
-                    stop = job.inline_stop
-                    self.scheduler.return_inline(job.job_id, range(stop - n_back, stop))
-                plan = job.plan
-                if plan is not None and plan.is_serial:
-                    why = "the caller was busy with an item" if since else "the caller did other work"
-                    job.plan = replace(plan, n_workers=n_workers, constraint=f"{why} for {planner.format_time(item_s)}")
-                    if self.last_plan is plan:
-                        self.last_plan = job.plan
-            self.release(job, n_workers)
+        if not planner.hand_over_pays(waiting, item_s, pool_state):
+            return
+        n_workers = max(min(pool_state.max_workers, waiting), 1)
+        with self._lock:
+            if batch is not None:
+                self.scheduler.return_inline(job.job_id, batch.take_back())
+            plan = job.plan
+            if plan is not None and plan.is_serial:
+                why = "the caller was busy with an item" if batch is not None else "the caller did other work"
+                why = f"{why} for {planner.format_time(item_s)}"
+                job.plan = plan._replace(n_workers=n_workers, constraint=why)
+                if self.last_plan is plan:
+                    self.last_plan = job.plan
+        self.release(job, n_workers)
 
     def _handle(self, message: Message) -> None:
         """A worker has sent something."""

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     P = ParamSpec("P")
 T = TypeVar("T")
 
+#: Results that come in larger batches than this are small, and handed out as fast as a list.
+_LARGE_BATCH = 64
 _START_METHODS = ("loky", "spawn", "forkserver", "fork")
 #: Read by BLAS, OpenMP and friends when they load.
 _THREAD_VARIABLES = (
@@ -109,8 +111,9 @@ class AmorsizeExecutor(Executor):
         cost_model: CostModel | None = None,
         progress: bool | Callable[[int, int], object] = False,
     ) -> None:
+        n_cpus = machine.cpu_count()
         if max_workers is None:
-            max_workers = machine.cpu_count()
+            max_workers = n_cpus
         _check_int("max_workers", max_workers, 1)
         _check_context(mp_context)
         if initializer is not None and not callable(initializer):
@@ -146,7 +149,8 @@ class AmorsizeExecutor(Executor):
             memory_limit=int(memory_limit) if memory_limit is not None else None,
             inline=inline,
             retries=retries,
-            env=_thread_limits(threads_per_worker, max_workers),
+            env=_thread_limits(threads_per_worker, n_cpus, max_workers),
+            n_cpus=n_cpus,
             cost_model=cost_model if cost_model is not None else _process_model,
         )
         self._attach(Dispatcher(self._settings))
@@ -322,15 +326,14 @@ def _results(dispatcher: Dispatcher, job: MapJob, until: float | None, shown: Pr
         while (batch := dispatcher.next_results(job, until)) is not None:
             if shown is not None:
                 yield from _shown(batch, shown)
-            elif not job.has_failed:
+            elif job.has_failed:
+                yield from _checked(batch)
+            elif len(batch) > _LARGE_BATCH:
+                yield from batch
+            else:  # keep no result longer than its taker does: these may be large
+                batch.reverse()
                 while batch:
                     yield batch.pop()
-            else:
-                while batch:
-                    value = batch.pop()
-                    if type(value) is Failed:
-                        raise value.error
-                    yield value
         is_complete = True
     finally:
         if shown is not None:
@@ -339,11 +342,15 @@ def _results(dispatcher: Dispatcher, job: MapJob, until: float | None, shown: Pr
             dispatcher.abandon(job)
 
 
-def _shown(batch: list[Any], shown: Progress) -> Iterator[Any]:
-    while batch:
-        value = batch.pop()
+def _checked(batch: list[Any]) -> Iterator[Any]:
+    for value in batch:
         if type(value) is Failed:
             raise value.error
+        yield value
+
+
+def _shown(batch: list[Any], shown: Progress) -> Iterator[Any]:
+    for value in _checked(batch):
         shown.advance()
         yield value
 
@@ -355,10 +362,10 @@ def _make_progress(progress: bool | Callable[[int, int], object], job: MapJob) -
     return make_progress(progress, total, job.function.name)
 
 
-def _thread_limits(threads_per_worker: int | None, max_workers: int) -> dict[str, str]:
+def _thread_limits(threads_per_worker: int | None, n_cpus: int, max_workers: int) -> dict[str, str]:
     if threads_per_worker is not None:
         return dict.fromkeys(_THREAD_VARIABLES, str(threads_per_worker))
-    threads = max(machine.cpu_count() // max_workers, 1)
+    threads = max(n_cpus // max_workers, 1)
     return {name: str(threads) for name in _THREAD_VARIABLES if name not in os.environ}
 
 

@@ -9,13 +9,16 @@ from __future__ import annotations
 import math
 import os
 import sys
-from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 #: cgroup v1 writes "no limit" as the largest page-aligned int64.
 _NO_LIMIT_V1 = 1 << 62
 
 
-def cpu_count(root: Path | str = "/") -> int:
+def cpu_count(root: str | Path = "/") -> int:
     """CPUs that this process may use: its affinity and its cgroup's quota, at least 1.
 
     Parameters
@@ -27,27 +30,23 @@ def cpu_count(root: Path | str = "/") -> int:
         n = len(os.sched_getaffinity(0))
     else:
         n = os.cpu_count() or 1
-    quota = _cpu_quota(Path(root))
+    quota = _cpu_quota(os.fspath(root))
     if quota is not None:
         n = min(n, max(math.ceil(quota), 1))
     return max(n, 1)
 
 
-def memory_limit(root: Path | str = "/") -> int:
+def memory_limit(root: str | Path = "/") -> int:
     """Bytes of memory that this process and its workers may use: the smallest of host and cgroup limits."""
-    limits = [_host_memory()]
-    limits += [limit for limit in _memory_limits(Path(root)) if limit < _NO_LIMIT_V1]
-    return min(limits)
+    limits = [limit for limit in _memory_limits(os.fspath(root)) if limit < _NO_LIMIT_V1]
+    return min([_host_memory(), *limits])
 
 
 def resident_nbytes(pid: int) -> int | None:
     """Resident memory of a process in bytes; None when it is gone."""
     if sys.platform == "linux":
-        try:
-            pages = Path(f"/proc/{pid}/statm").read_text().split()[1]
-        except (OSError, IndexError):
-            return None
-        return int(pages) * os.sysconf("SC_PAGE_SIZE")
+        text = _read(f"/proc/{pid}/statm")
+        return int(text.split()[1]) * os.sysconf("SC_PAGE_SIZE") if text else None
     import psutil
 
     try:
@@ -62,68 +61,63 @@ def _host_memory() -> int:
     return int(psutil.virtual_memory().total)
 
 
-def _cgroup_folders(root: Path, controller: str) -> list[Path]:
-    """Folders of this process's group and its ancestors, for cgroup v2 and the v1 controller, innermost first."""
+def _read(path: str) -> str:
+    """Content of a small file; empty when it cannot be read (a controller that is off, a process that is gone)."""
     try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
+        with open(path) as file:
+            return file.read()
     except OSError:
-        return []
-    folders = []
-    for line in lines:
-        _, _, rest = line.partition(":")
-        controllers, _, path = rest.partition(":")
-        if controllers == "":
-            base = root / "sys/fs/cgroup"
-            if (base / "unified").is_dir():
-                base = base / "unified"
-        elif controller in controllers.split(","):
-            base = root / "sys/fs/cgroup" / controllers
-            if not base.is_dir():
-                base = root / "sys/fs/cgroup" / controller
-        else:
-            continue
-        here = base / path.lstrip("/")
-        # Inside a container the path may be the host's: then the mount itself is our group.
-        while True:
-            if here.is_dir():
-                folders.append(here)
-            if here == base or base not in here.parents:
-                break
-            here = here.parent
-    return folders
+        return ""
 
 
-def _read_number(path: Path) -> int | None:
-    try:
-        text = path.read_text().strip()
-    except OSError:
-        return None
+def _read_number(path: str) -> int | None:
+    text = _read(path).strip()
     return int(text) if text.lstrip("-").isdigit() else None
 
 
-def _cpu_quota(root: Path) -> float | None:
+def _cgroup_folders(root: str, controller: str) -> list[str]:
+    """Folders of this process's group and its ancestors, for cgroup v2 and the v1 controller, innermost first."""
+    folders = []
+    mount = os.path.join(root, "sys/fs/cgroup")
+    for line in _read(os.path.join(root, "proc/self/cgroup")).splitlines():
+        _, controllers, path = (line.split(":", 2) + ["", ""])[:3]
+        if controllers == "":
+            base = os.path.join(mount, "unified")
+            base = base if os.path.isdir(base) else mount
+        elif controller in controllers.split(","):
+            base = os.path.join(mount, controllers)
+            base = base if os.path.isdir(base) else os.path.join(mount, controller)
+        else:
+            continue
+        # Inside a container the path may be the host's: then only the mount itself exists, and it is our group.
+        parts = [part for part in path.split("/") if part]
+        for depth in range(len(parts), -1, -1):
+            folder = os.path.join(base, *parts[:depth])
+            if os.path.isdir(folder):
+                folders.append(folder)
+    return folders
+
+
+def _cpu_quota(root: str) -> float | None:
     """CPUs that the tightest cgroup quota grants; None without a quota."""
     quotas = []
     for folder in _cgroup_folders(root, "cpu"):
-        try:
-            quota, period = (folder / "cpu.max").read_text().split()
-            if quota != "max":
-                quotas.append(int(quota) / int(period))
-        except (OSError, ValueError):
-            pass  # not cgroup v2, or the controller is off here
-        q = _read_number(folder / "cpu.cfs_quota_us")
-        p = _read_number(folder / "cpu.cfs_period_us")
-        if q is not None and q > 0 and p:
-            quotas.append(q / p)
+        v2 = _read(os.path.join(folder, "cpu.max")).split()
+        if len(v2) == 2 and v2[0].isdigit():
+            quotas.append(int(v2[0]) / int(v2[1]))
+        quota = _read_number(os.path.join(folder, "cpu.cfs_quota_us"))
+        period = _read_number(os.path.join(folder, "cpu.cfs_period_us"))
+        if quota is not None and quota > 0 and period:
+            quotas.append(quota / period)
     return min(quotas) if quotas else None
 
 
-def _memory_limits(root: Path) -> list[int]:
+def _memory_limits(root: str) -> list[int]:
     """Every memory limit in bytes that applies to this process by cgroup."""
     limits = []
     for folder in _cgroup_folders(root, "memory"):
         for name in ("memory.max", "memory.high", "memory.limit_in_bytes"):
-            limit = _read_number(folder / name)
+            limit = _read_number(os.path.join(folder, name))
             if limit is not None and limit > 0:
                 limits.append(limit)
     return limits

@@ -5,11 +5,12 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .decisions.planner import Plan
+    from .inline import InlineBatch
     from .workers.functions import Function
 
 #: Consumed places at the front of the lists are given back when this many have gathered.
@@ -80,13 +81,10 @@ class MapJob:
         self.is_released = False
         self.n_inline = 0
         self.n_chunks = 0
-        # For the watch: when the caller's present batch began (0: none), its length so far, and the last visit.
-        self.inline_since = 0.0
-        self.inline_values: list[Any] = []
-        self.inline_queue: deque[Any] = deque()
-        self.inline_stop = 0  # the index behind the batch's last item
+        # For the watch: what the caller runs itself, when it last came, and the latest (items begun, time first seen).
+        self.batch: InlineBatch | None = None
         self.visited_at = self.started_at
-        self.watch_seen = (-1, 0.0)  # items begun, and when the watch saw that first
+        self._watch_seen = (-1, 0.0)
         self.local_errors: dict[int, BaseException] = {}  # items whose arguments could not be pickled
 
     def take_items(self, indices: Sequence[int]) -> list[Any]:
@@ -134,7 +132,7 @@ class MapJob:
         self.frontier = stop
 
     def take(self) -> list[Any] | None:
-        """Results that are ready, in reverse order (to be popped from the end); None when there are none."""
+        """Results that are ready; None when there are none."""
         with self.condition:
             return self._take()
 
@@ -144,7 +142,7 @@ class MapJob:
                 return None
             batch = self.unordered.popleft()
             self.n_out += len(batch)
-            return batch[::-1]
+            return batch
         if self.frontier == self.n_out:
             return None
         start, stop = self.n_out - self.base, self.frontier - self.base
@@ -155,7 +153,6 @@ class MapJob:
             del self.slots[:stop]
             del self.items[:stop]
             self.base += stop
-        batch.reverse()
         return batch
 
     def wait(self, until: float | None) -> None:
@@ -181,6 +178,15 @@ class MapJob:
             finally:
                 self.is_waiting = False
 
+    def time_in_item(self, batch: InlineBatch, now: float) -> float:
+        """Seconds that the items of the caller's batch seem to take, or that the present one has taken so far."""
+        n = len(batch.values)
+        seen_n, seen_at = self._watch_seen
+        if seen_n != self.n_inline + n:
+            self._watch_seen = (self.n_inline + n, now)
+            seen_at = now
+        return max((now - batch.started_at) / (n + 1), now - seen_at)
+
     def fail(self, error: BaseException) -> None:
         """Whatever has not come yet never will."""
         with self.condition:
@@ -194,37 +200,3 @@ class MapJob:
     def is_finished(self) -> bool:
         """Whether all results were handed out and none will come."""
         return self.source is None and self.n_out >= self.n_items
-
-
-#: Ends the queue of a batch that the caller runs.
-END = object()
-
-
-def call_inline(call: Callable[..., Any], queue: deque[Any], is_star: bool, values: list[Any]) -> Exception | None:
-    """Append results of `call` for the items of `queue` to `values`; stop at an exception and return it.
-
-    Items are popped one by one from the left, and the queue ends with `END`, so that another thread may take back
-    unstarted items from the right (`take_back`): both are single operations of a deque.
-    """
-    append, popleft = values.append, queue.popleft
-    try:
-        if is_star:
-            while (item := popleft()) is not END:
-                append(call(*item))
-        else:
-            while (item := popleft()) is not END:
-                append(call(item))
-    except Exception as error:  # Ctrl-C and exits belong to the caller at once
-        return error
-    return None
-
-
-def take_back(queue: deque[Any]) -> int:
-    """Take the items that were not started from a batch that the caller runs; returns how many (the last ones)."""
-    n = 0
-    while True:
-        try:
-            del queue[-2]
-        except IndexError:
-            return n
-        n += 1

@@ -14,7 +14,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Hashable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 #: Weight that one observation of n items keeps at least: the older ones count for at most this many times n items.
 #: 4 gives the newest chunk a weight of 0.2: a tenfold drift is followed to within 10 % in about ten chunks of clipped steps.
@@ -26,8 +26,7 @@ _CLIP = 4.0
 _MAX_FUNCTIONS = 4096
 
 
-@dataclass(frozen=True)
-class FunctionCost:
+class FunctionCost(NamedTuple):
     """What is known about one function (a snapshot).
 
     Attributes

@@ -18,7 +18,7 @@ above by how long a wrong estimate may go unnoticed.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from .cost_model import CostModel, FunctionCost
 
@@ -42,8 +42,7 @@ MIN_GAIN = 0.08
 _CALLER_SHARE_WHILE_STARTING = 0.6
 
 
-@dataclass(frozen=True)
-class PoolState:
+class PoolState(NamedTuple):
     """What the planner needs to know about the pool.
 
     Attributes
@@ -64,8 +63,7 @@ class PoolState:
     worker_start_s: float
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(NamedTuple):
     """What a map does, and why.
 
     Attributes
@@ -104,7 +102,7 @@ class Plan:
     item_std_s: float = 0.0
     serial_s: float | None = None
     predicted_s: float | None = None
-    considered: tuple[tuple[int, float], ...] = field(default=(), repr=False)
+    considered: tuple[tuple[int, float], ...] = ()
     actual_s: float | None = None
     n_inline: int = 0
     n_chunks: int = 0

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import mmap
 import os
-import tempfile
 from collections.abc import Sequence
 
 #: Buffers start at multiples of this, in bytes: what SIMD code and NumPy like.
@@ -24,6 +23,8 @@ def create() -> int:
     """Descriptor of a new, empty, anonymous file; the caller closes it."""
     if hasattr(os, "memfd_create"):
         return os.memfd_create("amorsize_executor", os.MFD_CLOEXEC)
+    import tempfile
+
     fd, path = tempfile.mkstemp(prefix="amorsize_executor-")
     os.unlink(path)
     return fd

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import builtins
 import functools
+import pickle
 import sys
 import threading
 import types
@@ -32,49 +33,66 @@ _Guard = tuple[dict[str, Any], str, Any]
 class Function:
     """A function as workers know it.
 
+    A function that captured nothing mutable is pickled when it is first sent: a map that stays in the caller never pays
+    for it. Any other was pickled when it was registered, which froze what it captured.
+
     Attributes
     ----------
-    fn_id
-        Number that stands for it in frames.
-    data
-        Its pickle.
     key
         What the cost model knows it by: its code, not its identity.
     name
         For people.
     """
 
-    __slots__ = ("_is_mutable", "_local", "data", "fn_id", "key", "name")
+    __slots__ = ("_fn", "_is_mutable", "_shipped", "_table", "key", "name")
 
-    def __init__(
-        self, fn_id: int, data: bytes, key: Hashable, name: str, local: Callable[..., Any], is_mutable: bool
-    ) -> None:
-        self.fn_id = fn_id
-        self.data = data
-        self.key = key
-        self.name = name
-        self._local: Callable[..., Any] | None = None if is_mutable else local
-        self._is_mutable = is_mutable
+    def __init__(self, table: FunctionTable, fn: Callable[..., Any], data: bytes | None) -> None:
+        self._table = table
+        self._fn: Callable[..., Any] | None = fn if data is None else None
+        self._is_mutable = data is not None
+        self._shipped: tuple[int, bytes] | None = None if data is None else table.intern(data)
+        self.key = cost_key(fn)
+        self.name = serialize.name_of(fn)
+
+    @property
+    def fn_id(self) -> int:
+        """Number that stands for it in frames: the same for equal pickles."""
+        return self._ship()[0]
+
+    @property
+    def data(self) -> bytes:
+        """Its pickle.
+
+        Raises
+        ------
+        SerializationError
+            If it cannot be pickled.
+        """
+        return self._ship()[1]
+
+    def _ship(self) -> tuple[int, bytes]:
+        if self._shipped is None:
+            assert self._fn is not None
+            self._shipped = self._table.intern(_pickled(self._fn))
+        return self._shipped
 
     def local(self) -> Callable[..., Any]:
         """The function to call in this process: a copy, if it carries state that a call could change."""
-        if self._local is None:
-            import pickle
-
-            self._local = pickle.loads(self.data)
-        return self._local
+        if self._fn is None:
+            self._fn = pickle.loads(self.data)
+        return self._fn
 
 
 class FunctionTable:
     """All functions of one executor. Any thread; the lock is held for look-ups only, never while pickling."""
 
     def __init__(self) -> None:
-        # Guards the three attributes below.
+        # Guards the attributes below.
         self._lock = threading.Lock()
         self._by_identity: OrderedDict[int, tuple[Callable[..., Any], list[_Guard], Function]] = OrderedDict()
-        self._by_content: OrderedDict[bytes, Function] = OrderedDict()
+        self._ids: OrderedDict[bytes, int] = OrderedDict()  # by content
         self._content_nbytes = 0
-        self._next_id = 0
+        self._last_id = 0
 
     def register(self, fn: Callable[..., Any]) -> Function:
         """The entry of a function, made now or found.
@@ -87,33 +105,41 @@ class FunctionTable:
         found = self._by_identity.get(id(fn))
         if found is not None and found[0] is fn and _hold(found[1]):
             return found[2]
-        try:
-            data = serialize.dumps(fn)
-        except Exception as error:
-            from .process import not_picklable
-
-            raise not_picklable(f"the function {serialize.name_of(fn)!r}", error) from error.__cause__
         guards = _guards(fn)
+        if guards is None:
+            return Function(self, fn, _pickled(fn))
+        function = Function(self, fn, None)
         with self._lock:
-            function = self._by_content.get(data)
-            if function is None:
-                self._next_id += 1
-                name = serialize.name_of(fn)
-                function = Function(self._next_id, data, cost_key(fn), name, fn, guards is None)
-                self._by_content[data] = function
-                self._content_nbytes += len(data)
-            else:
-                self._by_content.move_to_end(data)
-            while len(self._by_content) > _MAX_REMEMBERED or (
-                self._content_nbytes > _MAX_CONTENT_NBYTES and len(self._by_content) > 1
-            ):
-                forgotten, _ = self._by_content.popitem(last=False)
-                self._content_nbytes -= len(forgotten)
-            if guards is not None:
-                self._by_identity[id(fn)] = (fn, guards, function)
-                if len(self._by_identity) > _MAX_REMEMBERED:
-                    self._by_identity.popitem(last=False)
+            self._by_identity[id(fn)] = (fn, guards, function)
+            self._by_identity.move_to_end(id(fn))
+            if len(self._by_identity) > _MAX_REMEMBERED:
+                self._by_identity.popitem(last=False)
         return function
+
+    def intern(self, data: bytes) -> tuple[int, bytes]:
+        """The number of a pickled function; equal bytes have the same."""
+        with self._lock:
+            fn_id = self._ids.get(data)
+            if fn_id is None:
+                self._last_id += 1
+                fn_id = self._ids[data] = self._last_id
+                self._content_nbytes += len(data)
+            self._ids.move_to_end(data)
+            while len(self._ids) > 1 and (
+                len(self._ids) > _MAX_REMEMBERED or self._content_nbytes > _MAX_CONTENT_NBYTES
+            ):
+                forgotten, _ = self._ids.popitem(last=False)
+                self._content_nbytes -= len(forgotten)
+        return fn_id, data
+
+
+def _pickled(fn: Callable[..., Any]) -> bytes:
+    try:
+        return serialize.dumps(fn)
+    except Exception as error:
+        from .process import not_picklable
+
+        raise not_picklable(f"the function {serialize.name_of(fn)!r}", error) from error.__cause__
 
 
 def cost_key(fn: Any) -> Hashable:

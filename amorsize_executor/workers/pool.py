@@ -21,13 +21,15 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable
-from multiprocessing.context import BaseContext
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from . import blocks, protocol
 from .channel import Channel, Frame, FrameReader, Receiver, make_frame
 from .process import worker_main
 from .protocol import StatusBlock
+
+if TYPE_CHECKING:
+    from multiprocessing.context import BaseContext
 
 #: Frames of one worker handled in a row before others get a turn, in reads.
 _READS_PER_TURN = 8

@@ -1,0 +1,103 @@
+"""Items of a map that its caller runs itself, in its own thread, inside ``next()``.
+
+While the caller is in an item, the I/O thread may find that it takes too long and give the unstarted items of the batch to
+workers. Neither waits for the other and no lock is taken per item: the caller iterates over a list, and the I/O
+thread cuts the list's end off, which a list iterator allows at any time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from .workers import serialize
+from .workers.process import not_picklable
+
+
+class InlineBatch:
+    """One batch: `run` is the caller's, `take_back` another thread's.
+
+    Attributes
+    ----------
+    first
+        Index of the first item.
+    started_at
+        When the caller began (of ``time.perf_counter``).
+    values
+        Results so far; its length tells which item runs now.
+    """
+
+    def __init__(self, first: int, items: list[Any], call: Callable[..., Any], is_star: bool) -> None:
+        self.first = first
+        self.values: list[Any] = []
+        self.started_at = time.perf_counter()
+        self._items = items
+        self._call = call
+        self._is_star = is_star
+        self._stop = first + len(items)
+
+    def run(self) -> Exception | None:
+        """Run the items until the end, or until one raises; returns what it raised."""
+        call, append = self._call, self.values.append
+        try:
+            if self._is_star:
+                for item in self._items:
+                    append(call(*item))
+            else:
+                for item in self._items:
+                    append(call(item))
+        except Exception as error:  # Ctrl-C and exits belong to the caller at once
+            return error
+        return None
+
+    def take_back(self) -> range:
+        """Indices of items that were not started; the caller will not run them.
+
+        The caller may go on between any two steps here. Once the list is cut it fetches no item from `keep` on; it may have
+        fetched one more before, which is then the item after its results. So items from the later of both on are
+        certainly not started.
+        """
+        keep = len(self.values) + 1
+        del self._items[keep:]
+        start = self.first + max(keep, len(self.values) + 1)
+        taken = range(start, self._stop)
+        if taken:
+            self._stop = start
+        return taken
+
+    @property
+    def n_unstarted(self) -> int:
+        """Items behind the one that runs now, about."""
+        return max(len(self._items) - len(self.values) - 1, 0)
+
+    def left_over(self, n_settled: int) -> range:
+        """Indices that were neither run nor taken back (the list was cut before they were reached)."""
+        return range(self.first + n_settled, self._stop)
+
+
+def copy_items(items: list[Any], first: int, name: str) -> tuple[list[Any], Exception | None]:
+    """What a worker would have got for these items: copies; and the error of the first that cannot be copied."""
+    if serialize.are_scalars(items):
+        return items, None
+    copied: list[Any] = []
+    for i, item in enumerate(items):
+        try:
+            copied.append(serialize.copy(item))
+        except Exception as problem:
+            what = f"item {first + i} of map({name}), a {type(item).__qualname__!r} object,"
+            return copied, not_picklable(what, problem)
+    return copied, None
+
+
+def copy_values(values: list[Any], first: int, name: str) -> Exception | None:
+    """Replace results by what a worker would have sent; at the first that cannot be copied, cut and return the error."""
+    if serialize.are_scalars(values):
+        return None
+    for i, value in enumerate(values):
+        try:
+            values[i] = serialize.copy(value)
+        except Exception as problem:
+            del values[i:]
+            return not_picklable(f"the result of {name} for item {first + i}, a {type(value).__qualname__!r} object,", problem)
+    return None
