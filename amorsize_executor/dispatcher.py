@@ -368,7 +368,9 @@ class Dispatcher:
         values = batch.values
         ran = len(values) + (problem is not None)
         if ran:
-            self.cost_model.observe(function.key, ran, job.visited_at - batch.started_at)
+            elapsed = job.visited_at - batch.started_at
+            job.inline_s += elapsed
+            self.cost_model.observe(function.key, ran, elapsed)
         if problem is not None or ran < len(items):
             error = problem
         error = copy_values(values, taken.start, name) or error
@@ -394,7 +396,9 @@ class Dispatcher:
         assert plan is not None
         if not job.is_released:
             planned = plan.item_s
-            if item_s is not None and (planned is None or not 0.8 * planned <= item_s <= 1.25 * planned):
+            if item_s is None or (planned is None and job.inline_s < planner.SAMPLE_S):
+                pass  # more of a sample first
+            elif planned is None or not 0.8 * planned <= item_s <= 1.25 * planned:
                 plan = self._plan(job)
                 if not plan.is_serial:
                     return plan.n_workers
@@ -461,7 +465,7 @@ class Dispatcher:
         known = pool.known_functions(worker_id)
         if resend_functions:
             known.clear()
-        begun = time.perf_counter()
+        begun = time.thread_time() if chunk.job_id is not None else 0.0
         try:
             if chunk.job_id is None:
                 frame = self._encode_tasks(chunk, known)
@@ -474,8 +478,8 @@ class Dispatcher:
         if chunk.job_id is not None:
             job = self._jobs.get(chunk.job_id)
             if job is not None:
-                elapsed = time.perf_counter() - begun
-                self.cost_model.observe_carriage(job.function.key, len(chunk.items), elapsed, len(frame.data))
+                spent = time.thread_time() - begun
+                self.cost_model.observe_carriage(job.function.key, len(chunk.items), spent, len(frame.data))
 
     def _encode_tasks(self, chunk: Chunk, known: set[int]) -> Frame:
         if len(chunk.items) == 1:

@@ -80,6 +80,7 @@ class MapJob:
         self.plan: Plan | None = None
         self.is_released = False
         self.n_inline = 0
+        self.inline_s = 0.0  # the caller's: time of the items it ran
         self.n_chunks = 0
         # For the watch: what the caller runs itself, when it last came, and the latest (items begun, time first seen).
         self.batch: InlineBatch | None = None

@@ -56,7 +56,7 @@ class FunctionCost(NamedTuple):
 class _Function:
     """Running estimates of one function; see `CostModel.observe` for the formulas."""
 
-    __slots__ = ("carry_s", "cpu_share", "mean_s", "n_items", "nbytes", "var_s2", "weight")
+    __slots__ = ("carried", "carry_s", "cpu_share", "mean_s", "n_items", "nbytes", "var_s2", "weight")
 
     def __init__(self) -> None:
         self.mean_s = 0.0
@@ -64,8 +64,9 @@ class _Function:
         self.weight = 0.0
         self.n_items = 0
         self.cpu_share = 1.0
-        self.carry_s = -1.0
-        self.nbytes = -1.0
+        self.carried = 0.0  # weight of the two below
+        self.carry_s = 0.0
+        self.nbytes = 0.0
 
 
 class CostModel:
@@ -136,8 +137,8 @@ class CostModel:
                 mean_s=found.mean_s,
                 std_s=found.var_s2**0.5,
                 cpu_share=found.cpu_share,
-                carry_s=found.carry_s if found.carry_s >= 0 else self.PRIOR_CARRY_S,
-                nbytes=max(found.nbytes, 0.0),
+                carry_s=max(found.carry_s, self.PRIOR_CARRY_S),
+                nbytes=found.nbytes,
                 n_items=found.n_items,
             )
 
@@ -176,17 +177,28 @@ class CostModel:
             if cpu_s is not None and elapsed_s > 1e-3:
                 f.cpu_share += a * (min(cpu_s / elapsed_s, 1.0) - f.cpu_share)
 
-    def observe_carriage(
-        self, key: Hashable, n_items: int, elapsed_s: float, nbytes: int | None = None
-    ) -> None:
-        """Take in what the parent spent to carry items (encode or decode), and their size in bytes."""
-        x = elapsed_s / n_items
+    def observe_carriage(self, key: Hashable, n_items: int, cpu_s: float, nbytes: int) -> None:
+        """Take in what the parent spent to encode and send a chunk.
+
+        Parameters
+        ----------
+        key
+            The function.
+        n_items
+            Items of the chunk.
+        cpu_s
+            CPU time of the sending thread, in seconds. What a chunk costs whatever its size is taken off; the rest is
+            averaged over items like their times, so chunks of one hardly count.
+        nbytes
+            Size of the frame and what it refers to, in bytes.
+        """
+        x = max(cpu_s - 0.5 * self.CHUNK_OVERHEAD_S, 0.0) / n_items
         with self._lock:
             f = self._entry(key)
-            f.carry_s = x if f.carry_s < 0 else f.carry_s + 0.2 * (x - f.carry_s)
-            if nbytes is not None:
-                b = nbytes / n_items
-                f.nbytes = b if f.nbytes < 0 else f.nbytes + 0.2 * (b - f.nbytes)
+            a = n_items / (f.carried + n_items)
+            f.carry_s += a * (x - f.carry_s)
+            f.nbytes += a * (nbytes / n_items - f.nbytes)
+            f.carried = min(f.carried + n_items, _MEMORY * n_items)
 
     def observe_worker_start(self, elapsed_s: float) -> None:
         """Take in how long a worker took from the decision to start it until it was ready."""

@@ -33,7 +33,10 @@ CHUNK_GROWTH = 4
 #: Items with more bytes than this travel in chunks of few.
 MAX_CHUNK_NBYTES = 32 << 20
 #: The caller computes inline at most this long between two looks at the state of things, in seconds.
-INLINE_BATCH_S = 1e-3
+INLINE_BATCH_S = 4e-3
+#: A function that was unknown when its map began is sampled inline for this long before the planner believes the
+#: sample, in seconds: a first call is often ten times slower than the next (cold caches, imports).
+SAMPLE_S = 0.5e-3
 #: With a worker at hand, an item predicted longer than this does not run in the caller, in seconds.
 INLINE_ITEM_S = 4e-3
 #: Parallelism must promise at least this share of the serial time as a gain, to pay for what was not modelled.
@@ -321,7 +324,7 @@ def chunk_size(
 
 
 def inline_batch(remaining: int, item_s: float | None, done_inline: int, is_known: bool) -> int:
-    """Items that the caller runs before it looks around again: about 1 ms of work.
+    """Items that the caller runs before it looks around again: about `INLINE_BATCH_S` of work.
 
     Parameters
     ----------

@@ -166,13 +166,9 @@ class WorkerPool:
     def wake(self) -> None:
         """Make a running or the next `wait` return soon."""
         with self._lock:
-            if self._is_awake or self._is_closed:
-                return
-            self._is_awake = True
-        try:
-            self._wake_w.send(b"\0")
-        except BlockingIOError:
-            pass  # full of wake-ups: awake enough
+            if not self._is_awake and not self._is_closed:
+                self._is_awake = True
+                self.nudge()  # does not block
 
     def nudge(self) -> None:
         """Like `wake`, without a lock: for code that may run at any point of any thread (finalizers)."""
