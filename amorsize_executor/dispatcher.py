@@ -603,7 +603,6 @@ class Dispatcher:
             self._is_watching = True
             self._thread = threading.Thread(target=self._run, name="amorsize-io", daemon=False)
         _live.add(self)
-        _ensure_exit_watch()
         self._thread.start()
 
     def _encode_initializer(self) -> tuple[serialize.Entry | None, int | None]:
@@ -625,6 +624,7 @@ class Dispatcher:
         """Body of the I/O thread."""
         pool = self._pool
         assert pool is not None
+        _ensure_exit_watch()
         try:
             while True:
                 self._notice_abandonment()

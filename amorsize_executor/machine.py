@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 _NO_LIMIT_V1 = 1 << 62
 
 
+_UNREAD = -1.0
+#: This process's CPU quota; read once, since that takes longer than a small map.
+_quota: float | None = _UNREAD
+
+
 def cpu_count(root: str | Path = "/") -> int:
     """CPUs that this process may use: its affinity and its cgroup's quota, at least 1.
 
@@ -30,7 +35,13 @@ def cpu_count(root: str | Path = "/") -> int:
         n = len(os.sched_getaffinity(0))
     else:
         n = os.cpu_count() or 1
-    quota = _cpu_quota(os.fspath(root))
+    global _quota
+    if root != "/":
+        quota = _cpu_quota(os.fspath(root))
+    else:
+        if _quota == _UNREAD:
+            _quota = _cpu_quota("/")
+        quota = _quota
     if quota is not None:
         n = min(n, max(math.ceil(quota), 1))
     return max(n, 1)

@@ -137,7 +137,7 @@ class WorkerPool:
         for sock in (self._wake_r, self._wake_w):
             sock.setblocking(False)
         self._selector.register(self._wake_r, selectors.EVENT_READ, None)
-        self._receiver = Receiver()
+        self._receiver: Receiver | None = None  # made by the I/O thread: its memory takes time
         self._want_write: set[int] = set()
         # Guards _to_watch and _is_awake; held for a few operations on them.
         self._lock = threading.Lock()
@@ -283,6 +283,8 @@ class WorkerPool:
 
     def _read(self, worker: _Worker, reads: int | None, on_message: Callable[[Message], object]) -> bool:
         """Hand on messages that have come; False when the channel is closed."""
+        if self._receiver is None:
+            self._receiver = Receiver()
         while reads is None or reads > 0:
             try:
                 data, fds = self._receiver.receive(worker.channel.sock)

@@ -1,0 +1,196 @@
+"""Items that run in the calling thread: when they may, and that nobody can tell by the data."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import pytest
+
+from amorsize_executor import AmorsizeExecutor, CostModel
+
+from . import tasks
+from .tools import LIMIT_S, Signal
+
+
+@pytest.fixture
+def fresh() -> AmorsizeExecutor:
+    """An executor that knows no function and has started nothing."""
+    return AmorsizeExecutor(max_workers=2, cost_model=CostModel())
+
+
+def test_tiny_items_run_in_the_calling_thread_and_start_no_worker(fresh: AmorsizeExecutor) -> None:
+    with fresh:
+        here = (os.getpid(), threading.current_thread().name)
+        assert set(fresh.map(tasks.pid_and_thread, range(100))) == {here}
+        assert fresh.last_plan is not None
+        assert fresh.last_plan.n_inline == 100
+
+
+def test_nothing_runs_in_the_caller_before_a_result_is_asked_for(fresh: AmorsizeExecutor) -> None:
+    ran: list[int] = []
+    with fresh:
+        results = fresh.map(_remember, [ran] * 3)
+        assert ran == []
+        assert list(results) == [1, 1, 1]
+
+
+def _remember(ran: list[int]) -> int:
+    ran.append(1)
+    return len(ran)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: AmorsizeExecutor(max_workers=1, inline="never"),
+        lambda: AmorsizeExecutor(max_workers=1, initializer=tasks.set_state, initargs=("a", 1)),
+    ],
+    ids=["inline='never'", "initializer"],
+)
+def test_items_may_be_kept_out_of_the_caller(make: Callable[[], AmorsizeExecutor]) -> None:
+    with make() as executor:
+        assert os.getpid() not in set(executor.map(tasks.pid, range(50)))
+
+
+def test_items_of_an_executor_with_an_initializer_find_what_it_set() -> None:
+    with AmorsizeExecutor(max_workers=1, initializer=tasks.set_state, initargs=("name", [1, 2])) as executor:
+        assert list(executor.map(tasks.get_state, ["name"] * 3)) == [[1, 2]] * 3
+
+
+def test_inline_items_get_copies_of_their_arguments(fresh: AmorsizeExecutor) -> None:
+    items = [[1], [2], [3]]
+    with fresh:
+        assert list(fresh.map(tasks.mutate, items)) == [[1, 0], [2, 0], [3, 0]]
+        assert fresh.last_plan is not None
+        assert fresh.last_plan.n_inline == 3
+    assert items == [[1], [2], [3]]
+
+
+def test_inline_items_that_are_the_same_object_get_a_copy_each(fresh: AmorsizeExecutor) -> None:
+    shared: list[int] = []
+    with fresh:
+        assert list(fresh.map(tasks.mutate, [shared] * 4)) == [[0]] * 4
+    assert shared == []
+
+
+def test_inline_items_get_copies_of_arrays(fresh: AmorsizeExecutor) -> None:
+    array = np.ones(10)
+    with fresh:
+        assert list(fresh.map(tasks.double_in_place, [array, array])) == [(True, 20.0), (True, 20.0)]
+    assert array.sum() == 10
+
+
+def test_inline_results_are_copies(fresh: AmorsizeExecutor) -> None:
+    value = [1]
+    with fresh:
+        results = list(fresh.map(tasks.identity, [value, value]))
+    assert results == [[1], [1]]
+    assert results[0] is not results[1]
+    assert results[0] is not value
+
+
+def test_an_inline_exception_comes_in_its_place_and_ends_the_map(fresh: AmorsizeExecutor) -> None:
+    with fresh:
+        results = fresh.map(partial(tasks.fail_on, 2), range(5))
+        assert [next(results), next(results)] == [0, 1]
+        with pytest.raises(ValueError, match="2 is bad"):
+            next(results)
+        assert list(results) == []
+        assert list(fresh.map(tasks.square, [3])) == [9]
+
+
+def test_an_inline_exit_leaves_through_next(fresh: AmorsizeExecutor) -> None:
+    with fresh:
+        with pytest.raises(SystemExit):
+            list(fresh.map(tasks.leave, [3, 3]))
+        assert list(fresh.map(tasks.square, [3])) == [9]
+
+
+@pytest.mark.parametrize("make", [tasks.make_unpicklable, tasks.make_lock], ids=["raises", "lock"])
+def test_an_inline_result_that_could_not_be_sent_fails_as_in_a_worker(
+    fresh: AmorsizeExecutor, executor: AmorsizeExecutor, make: Callable[[int], object]
+) -> None:
+    with fresh:
+        with pytest.raises(Exception) as here:
+            list(fresh.map(make, range(3)))
+        with pytest.raises(Exception) as there:
+            list(executor.map(make, range(3)))
+        assert type(here.value) is type(there.value)
+
+
+def test_an_inline_argument_that_could_not_be_sent_fails_as_in_a_worker(
+    fresh: AmorsizeExecutor, executor: AmorsizeExecutor
+) -> None:
+    with fresh:
+        results = fresh.map(tasks.identity, [1, threading.Lock(), 3])
+        assert next(results) == 1
+        with pytest.raises(TypeError, match="item 1 of map"):
+            next(results)
+        results = executor.map(tasks.identity, [1, threading.Lock(), 3])
+        assert next(results) == 1
+        with pytest.raises(TypeError, match="item 1 of map"):
+            next(results)
+
+
+def test_a_slow_first_item_in_the_caller_does_not_hold_up_the_others(
+    fresh: AmorsizeExecutor, make_signal: Callable[[], Signal]
+) -> None:
+    # The first item waits for the others, which only workers can run.
+    signal = make_signal()
+    with fresh:
+        assert list(fresh.map(partial(_first_waits_for_the_rest, signal, 9), range(10))) == list(range(10))
+        assert fresh.last_plan is not None
+        assert fresh.last_plan.n_inline < 10
+
+
+def _first_waits_for_the_rest(signal: Signal, n_others: int, i: int) -> int:
+    if i == 0:
+        signal.take(n_others)
+    else:
+        signal.give()
+    return i
+
+
+def test_a_callers_pause_between_results_is_used_by_workers(
+    fresh: AmorsizeExecutor, make_signal: Callable[[], Signal]
+) -> None:
+    ran = make_signal()
+    with fresh:
+        results = fresh.map(partial(tasks.give, ran), range(50))
+        next(results)
+        ran.take(50)  # while the caller does not ask for results
+        assert len(list(results)) == 49
+
+
+def test_other_maps_go_on_while_the_caller_is_in_an_item(
+    fresh: AmorsizeExecutor, make_signal: Callable[[], Signal]
+) -> None:
+    started, go = make_signal(), make_signal()
+    with fresh:
+        results = fresh.map(partial(tasks.pause, started, go), [1])
+        taken: list[int] = []
+        thread = threading.Thread(target=lambda: taken.extend(results))
+        thread.start()
+        started.take()
+        assert list(fresh.map(tasks.square, range(100))) == [i * i for i in range(100)]
+        assert fresh.submit(tasks.square, 4).result(LIMIT_S) == 16
+        go.give()
+        thread.join(LIMIT_S)
+        assert taken == [1]
+
+
+def test_an_item_in_the_caller_may_use_the_executor(fresh: AmorsizeExecutor) -> None:
+    with fresh:
+        _used[:] = [fresh]
+        assert list(fresh.map(_use_it, [1, 2, 3])) == [[0], [0, 1], [0, 1, 4]]
+
+
+_used: list[AmorsizeExecutor] = []
+
+
+def _use_it(n: int) -> list[int]:
+    return list(_used[0].map(tasks.square, range(n)))
