@@ -408,7 +408,7 @@ class Dispatcher:
             if not planner.inline_pays(
                 waiting,
                 item_s,
-                scheduler.n_ready,
+                scheduler.n_at_hand(job.job_id),
                 min(plan.n_workers or 1, scheduler.worker_limit),
                 waited,
                 self.cost_model.worker_start_s,
@@ -426,7 +426,8 @@ class Dispatcher:
         self._execute(actions)
 
     def _finish(self, job: MapJob) -> None:
-        """All results of a map were handed out."""
+        """All results of a map were handed out: its plan now tells what was real."""
+        cost = self.cost_model.lookup(job.function.key)
         with self._lock:
             self._jobs.pop(job.job_id, None)
             plan = job.plan
@@ -437,6 +438,10 @@ class Dispatcher:
                 n_inline=job.n_inline,
                 n_chunks=job.n_chunks,
             )
+            if plan.item_s is None and cost is not None:  # was unknown
+                job.plan = job.plan._replace(
+                    item_s=cost.mean_s, item_std_s=cost.std_s, serial_s=job.n_items * cost.mean_s
+                )
             if self.last_plan is plan:
                 self.last_plan = job.plan
 

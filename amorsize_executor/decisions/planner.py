@@ -137,7 +137,7 @@ class Plan(NamedTuple):
         serial = format_time(self.serial_s or 0.0)
         if self.is_serial:
             others = [c for c in self.considered if c[0]]
-            if not others:
+            if not others or self.predicted_s is None:
                 return f"serial: {serial} of work in all leaves nothing to gain"
             n, best = min(others, key=lambda c: c[1])
             return (
@@ -362,7 +362,7 @@ def inline_pays(
     item_s
         Expected seconds of one item; None when unknown.
     n_ready, n_workers
-        Workers ready, and workers that the plan wants.
+        Workers that would start on an item at once, and workers that the plan wants.
     waited_s
         Seconds since the start of workers was asked for.
     worker_start_s

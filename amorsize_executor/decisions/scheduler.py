@@ -42,6 +42,8 @@ _PREFETCH_BELOW_S = 0.01
 #: Submitted tasks are grouped up to this much predicted work, in seconds, and this many tasks.
 _GROUP_S = 1e-3
 _GROUP_TASKS = 256
+#: No worker starts faster than this, in seconds.
+_LEAST_START_S = 1e-3
 #: Workers that may die in a row before one became ready, until the pool is declared broken.
 _FAILED_STARTS = 3
 
@@ -121,7 +123,7 @@ class _State(Enum):
 
 
 class _Worker:
-    __slots__ = ("asked_at", "chunks", "idle_since", "n_given", "state")
+    __slots__ = ("asked_at", "chunks", "idle_since", "n_given", "proven", "state")
 
     def __init__(self, now: float) -> None:
         self.state = _State.STARTING
@@ -129,13 +131,14 @@ class _Worker:
         self.chunks: dict[int, Chunk] = {}  # by chunk id, in the order given; at most _DEPTH
         self.n_given = 0  # items in its life, for max_tasks_per_child
         self.idle_since = now
+        self.proven: set[int] = set()  # maps of which it has returned results
 
 
 class _Job:
     """One map. Items below `next` were given out, save those in `returned`."""
 
     __slots__ = (
-        "chunksize", "closed", "growth", "held", "job_id", "key", "n_items", "n_settled", "n_workers",
+        "chunksize", "closed", "growth", "held", "is_cold", "job_id", "key", "n_items", "n_settled", "n_workers",
         "nbytes", "next", "returned", "started_at",
     )  # fmt: skip
 
@@ -146,6 +149,7 @@ class _Job:
         self.chunksize = chunksize
         self.closed = closed
         self.held = True
+        self.is_cold = False  # workers had to be started for it
         self.n_workers = 0
         self.next = 0
         self.returned: deque[int] = deque()
@@ -248,6 +252,14 @@ class Scheduler:
         job = self._jobs.get(job_id)
         return job.n_waiting if job is not None else 0
 
+    def n_at_hand(self, job_id: int) -> int:
+        """Workers that would start on an item of a map at once: ready ones, and if they had to be started for it
+        (so that the imports of its function come first) those that have returned a result of it."""
+        job = self._jobs.get(job_id)
+        if job is None or not job.is_cold:
+            return self.n_ready
+        return sum(1 for worker in self._workers.values() if job_id in worker.proven)
+
     def waiting_items(self, job_id: int) -> list[int]:
         """Items of a map that were not given out yet."""
         job = self._jobs.get(job_id)
@@ -299,6 +311,7 @@ class Scheduler:
         job.n_workers = n_workers
         if job.held:
             job.held = False
+            job.is_cold = self.n_ready < n_workers
             job.started_at = now
             self._turn.append(job_id)
         return self._act(now)
@@ -369,6 +382,8 @@ class Scheduler:
             job = self._jobs.get(chunk.job_id)
             if job is not None:
                 job.growth = max(job.growth, chunk.n_done)
+                if job.is_cold:
+                    worker.proven.add(job.job_id)
                 self._settle(job, n_items)
         if chunk.n_done < len(chunk.items):
             return []
@@ -461,7 +476,7 @@ class Scheduler:
         if self._idle_timeout_s is not None and self._idle and self.n_ready > self._min_workers:
             oldest = self._workers[next(iter(self._idle))]
             times.append(oldest.idle_since + self._idle_timeout_s - now)
-        if self._queue and self._n_starting + self.n_ready < self.worker_limit:
+        if self._queue and not self._n_starting and self.n_ready < self.worker_limit:
             times.append(self._queue_since + self._cost_model.worker_start_s - now)
         return max(min(times), 0.0) if times else None
 
@@ -681,7 +696,7 @@ class Scheduler:
 
     def _queue_demand(self, now: float) -> int:
         """Workers that the submitted tasks deserve: one each while they are unknown or long, else one per start time of work."""
-        start_s = self._cost_model.worker_start_s
+        start_s = max(self._cost_model.worker_start_s, _LEAST_START_S)
         room = self.worker_limit - self.n_ready
         seen, backlog_s = 0, 0.0
         for _, key in self._queue:

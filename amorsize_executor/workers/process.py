@@ -155,7 +155,8 @@ class _Worker:
     def _handle(self, message: tuple[Any, ...], block_fd: int | None) -> bool:
         code = message[0]
         if code == protocol.RUN:
-            self._run(*message[1:], block_fd)
+            _, chunk_id, functions, fn_ids, kind, items = message
+            self._run(chunk_id, functions, fn_ids, kind, items, block_fd)
         elif code == protocol.ATTACH:
             assert block_fd is not None
             if message[1] == "status":

@@ -107,7 +107,7 @@ def decode(entry: Entry, mapped: Callable[[], memoryview]) -> Any:
     mapped
         Gives a private mapping of the frame's block, a fresh one at each call.
     """
-    if type(entry) is bytes:
+    if isinstance(entry, bytes):
         return pickle.loads(entry)
     data, parts = entry
     view: memoryview | None = None
@@ -121,12 +121,12 @@ def decode(entry: Entry, mapped: Callable[[], memoryview]) -> Any:
             buffers.append(buffer.toreadonly() if is_readonly else buffer)
         else:
             buffers.append(part)
-    return pickle.loads(data, buffers=buffers)  # type: ignore[arg-type]  # bytes by the check above
+    return pickle.loads(data, buffers=buffers)
 
 
 def entry_nbytes(entry: Entry) -> int:
     """Size of what an entry carries, block included, in bytes."""
-    if type(entry) is bytes:
+    if isinstance(entry, bytes):
         return len(entry)
     data, parts = entry
     return len(data) + sum(p[1] if isinstance(p, tuple) else len(p) for p in parts)

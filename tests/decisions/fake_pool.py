@@ -1,0 +1,179 @@
+"""A pool without processes: it carries out what the scheduler wants, and does what a test tells it to."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+from amorsize_executor.decisions.cost_model import CostModel
+from amorsize_executor.decisions.scheduler import (
+    Action,
+    BreakPool,
+    Chunk,
+    FailItems,
+    KillWorker,
+    RetireWorker,
+    Scheduler,
+    SendChunk,
+    StartWorker,
+)
+
+#: A map and an index in it, or None and the id of a submitted task.
+Item = tuple[int | None, int]
+DEPTH = 2
+
+
+class FakePool:
+    """Workers as sets and lists; every action is checked for what must hold whenever it is taken."""
+
+    def __init__(self, max_workers: int = 2, *, cost_model: CostModel | None = None, **settings: Any) -> None:
+        self.cost_model = cost_model or CostModel()
+        self.scheduler = Scheduler(self.cost_model, max_workers=max_workers, **settings)
+        self.now = 0.0
+        self.max_tasks_per_child: int | None = settings.get("max_tasks_per_child")
+        self.starting: list[int] = []
+        self.ready: list[int] = []
+        self.leaving: list[int] = []
+        self.chunks: dict[int, list[Chunk]] = {}
+        self.sent: list[SendChunk] = []
+        self.n_given: Counter[int] = Counter()
+        self.runs: Counter[Item] = Counter()
+        self.failed: list[Item] = []
+        self.is_broken = False
+
+    # what a test reads
+
+    def items(self, worker_id: int) -> list[list[int]]:
+        """Items of a worker's chunks that are not settled."""
+        return [list(chunk.items[chunk.n_done :]) for chunk in self.chunks[worker_id]]
+
+    def held(self) -> list[Item]:
+        """Items that are with workers."""
+        return [
+            (chunk.job_id, item) for chunks in self.chunks.values() for chunk in chunks for item in left(chunk)
+        ]
+
+    def idle(self) -> list[int]:
+        """Ready workers without work."""
+        return [worker_id for worker_id in self.ready if not self.chunks[worker_id]]
+
+    def busy(self) -> list[int]:
+        """Workers with work."""
+        return [worker_id for worker_id in self.ready if self.chunks[worker_id]]
+
+    # what a test makes happen
+
+    def submit(self, *task_ids: int, key: Hashable = "f") -> None:
+        for task_id in task_ids:
+            self.do(self.scheduler.submit(task_id, key, self.now))
+
+    def map(self, job_id: int, n_items: int, n_workers: int, key: Hashable = "f", **how: Any) -> None:
+        self.scheduler.add_map(job_id, key, n_items, **how)
+        self.do(self.scheduler.release_map(job_id, n_workers, self.now))
+
+    def start(self, n_workers: int) -> None:
+        """Have so many workers ready."""
+        self.do(self.scheduler.want_workers(n_workers, self.now))
+        self.answer()
+
+    def answer(self) -> None:
+        """Every worker that is starting becomes ready."""
+        while self.starting:
+            self.become_ready(self.starting[0])
+
+    def become_ready(self, worker_id: int) -> None:
+        self.starting.remove(worker_id)
+        self.ready.append(worker_id)
+        self.do(self.scheduler.worker_ready(worker_id, self.now))
+
+    def finish(self, worker_id: int, n_items: int | None = None, item_s: float | None = None) -> None:
+        """A worker has settled items of its first chunk: all that are left, unless told."""
+        chunk = self.chunks[worker_id][0]
+        n = len(left(chunk)) if n_items is None else n_items
+        for item in left(chunk)[:n]:
+            self.runs[chunk.job_id, item] += 1
+        if n == len(left(chunk)):
+            del self.chunks[worker_id][0]
+        self.do(self.scheduler.items_done(worker_id, chunk.chunk_id, n, self.now))
+        if item_s is not None:
+            self.cost_model.observe("f", n, n * item_s)
+
+    def die(self, worker_id: int, running: tuple[int, int, int] | None = None) -> None:
+        """A worker's process ends; `running` is what it says it ran."""
+        for group in (self.starting, self.ready, self.leaving):
+            if worker_id in group:
+                group.remove(worker_id)
+        del self.chunks[worker_id]
+        self.do(self.scheduler.worker_died(worker_id, running, self.now))
+
+    def die_running(self, worker_id: int) -> None:
+        """A worker dies in the next item of its first chunk."""
+        chunk = self.chunks[worker_id][0]
+        self.die(worker_id, (chunk.chunk_id, chunk.n_done, 1))
+
+    def leave(self) -> None:
+        """Every worker that was told to leave does."""
+        while self.leaving:
+            self.die(self.leaving[0])
+
+    def resize(self, max_workers: int) -> None:
+        self.do(self.scheduler.resize(max_workers, self.now))
+
+    def wait(self, elapsed_s: float) -> None:
+        self.now += elapsed_s
+        self.do(self.scheduler.tick(self.now))
+
+    def shutdown(self) -> None:
+        self.do(self.scheduler.shutdown(self.now))
+
+    def run_until_quiet(self, most: int = 10_000) -> None:
+        """Let all workers answer, work and leave until nobody has anything to do."""
+        for _ in range(most):
+            self.leave()
+            self.answer()
+            busy = self.busy()
+            if busy:
+                self.finish(busy[0])
+            elif not self.starting and not self.leaving:
+                return
+        raise AssertionError("the workers never come to rest")
+
+    # how actions are carried out
+
+    def do(self, actions: Sequence[Action]) -> None:
+        for action in actions:
+            self._do(action)
+
+    def _do(self, action: Action) -> None:
+        if isinstance(action, StartWorker):
+            assert action.worker_id not in self.chunks, "worker ids are used once"
+            self.starting.append(action.worker_id)
+            self.chunks[action.worker_id] = []
+            assert len(self.starting) + len(self.ready) <= self.scheduler.worker_limit, "more workers than allowed"
+        elif isinstance(action, SendChunk):
+            worker_id, chunk = action
+            assert worker_id in self.ready, "work goes to workers that have answered and do not leave"
+            assert len(left(chunk)), "no chunk is empty"
+            self.sent.append(action)
+            self.chunks[worker_id].append(chunk)
+            self.n_given[worker_id] += len(chunk.items)
+            assert len(self.chunks[worker_id]) <= DEPTH, "a worker has one chunk that runs, and one that waits"
+            assert self.max_tasks_per_child is None or self.n_given[worker_id] <= self.max_tasks_per_child
+        elif isinstance(action, RetireWorker):
+            assert not self.chunks[action.worker_id], "who leaves has done what it had"
+            self.ready.remove(action.worker_id)
+            self.leaving.append(action.worker_id)
+        elif isinstance(action, KillWorker):
+            self.starting.remove(action.worker_id)  # nothing is lost by it
+            self.leaving.append(action.worker_id)
+        elif isinstance(action, FailItems):
+            self.failed.extend((action.job_id, item) for item in action.items)
+        else:
+            assert isinstance(action, BreakPool)
+            self.is_broken = True
+
+
+def left(chunk: Chunk) -> list[int]:
+    """Items of a chunk that are not settled."""
+    return list(chunk.items[chunk.n_done :])

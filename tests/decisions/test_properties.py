@@ -1,0 +1,272 @@
+"""Whatever happens, in whatever order: no item is lost, none runs twice, and nobody idles beside work."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from amorsize_executor.decisions import planner
+from amorsize_executor.decisions.cost_model import CostModel, FunctionCost
+from amorsize_executor.decisions.planner import PoolState, chunk_size, inline_batch, plan_map
+
+from .fake_pool import FakePool, Item, left
+
+QUICK = settings(max_examples=200, deadline=None, derandomize=True)
+
+#: Known to take 100 us, 1 s, and not known.
+KEYS = ("short", "long", "unknown")
+
+
+class Events(RuleBasedStateMachine):
+    """Every event that the scheduler can meet, in any order."""
+
+    @initialize(
+        max_workers=st.integers(1, 4),
+        min_workers=st.integers(0, 2),
+        retries=st.integers(0, 2),
+        idle_timeout_s=st.sampled_from([None, 1.0]),
+        max_tasks_per_child=st.sampled_from([None, None, 1, 3, 10]),
+    )
+    def begin(
+        self,
+        max_workers: int,
+        min_workers: int,
+        retries: int,
+        idle_timeout_s: float | None,
+        max_tasks_per_child: int | None,
+    ) -> None:
+        model = CostModel()
+        model.observe("short", 100, 0.01)
+        model.observe("long", 1, 1.0)
+        self.retries = retries
+        self.pool = FakePool(
+            max_workers,
+            cost_model=model,
+            min_workers=min(min_workers, max_workers),
+            retries=retries,
+            idle_timeout_s=idle_timeout_s,
+            max_tasks_per_child=max_tasks_per_child,
+        )
+        self.scheduler = self.pool.scheduler
+        self.n_ids = 0
+        self.tasks: set[int] = set()
+        self.dropped: set[int] = set()
+        self.sizes: dict[int, int] = {}  # of maps that nobody cancelled
+        self.open: set[int] = set()  # maps that may grow
+        self.released: set[int] = set()
+        self.inline: list[tuple[int, range]] = []
+        self.by_caller: Counter[Item] = Counter()
+        self.crashes: Counter[Item] = Counter()
+        self.expected_failures: list[Item] = []
+
+    # work arrives
+
+    @rule(key=st.sampled_from(KEYS), is_alone=st.booleans(), count=st.integers(1, 5))
+    def submit(self, key: str, is_alone: bool, count: int) -> None:
+        for _ in range(count):
+            self.n_ids += 1
+            self.tasks.add(self.n_ids)
+            self.pool.do(self.scheduler.submit(self.n_ids, key, self.pool.now, is_alone=is_alone))
+
+    @rule(
+        key=st.sampled_from(KEYS),
+        n_items=st.integers(0, 200),
+        chunksize=st.sampled_from([None, None, 1, 7]),
+        is_open=st.booleans(),
+    )
+    def add_map(self, key: str, n_items: int, chunksize: int | None, is_open: bool) -> None:
+        self.n_ids += 1
+        self.scheduler.add_map(self.n_ids, key, n_items, chunksize=chunksize, closed=not is_open)
+        self.sizes[self.n_ids] = n_items
+        if is_open:
+            self.open.add(self.n_ids)
+
+    def a_map(self, data: st.DataObject) -> int:
+        return data.draw(st.sampled_from(sorted(self.sizes)), label="map")
+
+    @precondition(lambda self: self.sizes)
+    @rule(data=st.data(), n_workers=st.integers(1, 5))
+    def release_map(self, data: st.DataObject, n_workers: int) -> None:
+        job_id = self.a_map(data)
+        self.released.add(job_id)
+        self.pool.do(self.scheduler.release_map(job_id, n_workers, self.pool.now))
+
+    @precondition(lambda self: self.open)
+    @rule(data=st.data(), more=st.integers(0, 20), closes=st.booleans())
+    def extend_map(self, data: st.DataObject, more: int, closes: bool) -> None:
+        job_id = data.draw(st.sampled_from(sorted(self.open)), label="map")
+        self.sizes[job_id] += more
+        if closes:
+            self.open.remove(job_id)
+        self.pool.do(self.scheduler.extend_map(job_id, self.sizes[job_id], closes, self.pool.now))
+
+    @precondition(lambda self: self.sizes)
+    @rule(data=st.data())
+    def cancel_map(self, data: st.DataObject) -> None:
+        job_id = self.a_map(data)
+        self.scheduler.cancel_map(job_id)
+        del self.sizes[job_id]
+        self.open.discard(job_id)
+
+    # the caller works
+
+    @precondition(lambda self: self.sizes)
+    @rule(data=st.data(), most=st.integers(1, 20))
+    def take_inline(self, data: st.DataObject, most: int) -> None:
+        job_id = self.a_map(data)
+        taken = self.scheduler.take_inline(job_id, most)
+        assert len(taken) <= most
+        if taken:
+            self.inline.append((job_id, taken))
+
+    @precondition(lambda self: self.inline)
+    @rule(data=st.data())
+    def end_inline(self, data: st.DataObject) -> None:
+        """The caller has run some of what it took, and gives the others back."""
+        job_id, taken = self.inline.pop()
+        n = data.draw(st.integers(0, len(taken)), label="ran")
+        self.by_caller.update((job_id, i) for i in taken[:n])
+        self.scheduler.return_inline(job_id, taken[n:])
+        if n:
+            self.scheduler.inline_done(job_id, n)
+        self.pool.do(self.scheduler.tick(self.pool.now))
+
+    # workers answer, work and die
+
+    @precondition(lambda self: self.pool.starting)
+    @rule(data=st.data(), after_s=st.sampled_from([0.0, 0.1]))
+    def worker_ready(self, data: st.DataObject, after_s: float) -> None:
+        self.pool.now += after_s
+        self.pool.become_ready(data.draw(st.sampled_from(self.pool.starting), label="worker"))
+
+    @precondition(lambda self: self.pool.busy())
+    @rule(data=st.data(), after_s=st.sampled_from([0.0, 0.001, 1.0]), is_whole=st.booleans())
+    def items_done(self, data: st.DataObject, after_s: float, is_whole: bool) -> None:
+        self.pool.now += after_s
+        worker_id = data.draw(st.sampled_from(self.pool.busy()), label="worker")
+        n = len(left(self.pool.chunks[worker_id][0]))
+        self.pool.finish(worker_id, None if is_whole else data.draw(st.integers(1, n), label="items"))
+
+    @precondition(lambda self: self.pool.chunks)
+    @rule(data=st.data())
+    def worker_died(self, data: st.DataObject) -> None:
+        worker_id = data.draw(st.sampled_from(sorted(self.pool.chunks)), label="worker")
+        chunks = self.pool.chunks[worker_id]
+        running = None
+        if chunks and data.draw(st.booleans(), label="ran something"):
+            # Results that it wrote are in before its death is told, so at worst the mark is that of settled items.
+            chunk = chunks[0]
+            first = data.draw(st.integers(0, len(chunk.items) - 1), label="first")
+            count = data.draw(st.integers(1, len(chunk.items) - first), label="count")
+            running = (chunk.chunk_id, first, count)
+            for item in chunk.items[max(first, chunk.n_done) : first + count]:
+                self.crashes[chunk.job_id, item] += 1
+                if self.crashes[chunk.job_id, item] > self.retries:
+                    self.expected_failures.append((chunk.job_id, item))
+        self.pool.die(worker_id, running)
+        assert sorted(self.pool.failed, key=str) == sorted(self.expected_failures, key=str)
+        if self.pool.is_broken:
+            self.give_up()
+
+    def give_up(self) -> None:
+        """What the executor does with a broken pool; then it begins again with a new one."""
+        self.scheduler.drop_queue()
+        for job_id in self.scheduler.job_ids():
+            self.scheduler.cancel_map(job_id)
+        self.pool.shutdown()
+        for worker_id in sorted(self.pool.chunks):
+            self.pool.die(worker_id)
+        assert self.scheduler.is_drained
+        assume(False)
+
+    # the pool itself
+
+    @rule(elapsed_s=st.sampled_from([0.0, 0.01, 0.5, 5.0]))
+    def tick(self, elapsed_s: float) -> None:
+        self.pool.wait(elapsed_s)
+        in_s = self.scheduler.next_tick(self.pool.now)
+        assert in_s is None or in_s > 0, "after a tick there is nothing left to do now"
+
+    @rule(max_workers=st.integers(1, 5))
+    def resize(self, max_workers: int) -> None:
+        self.pool.resize(max_workers)
+
+    @rule(cap=st.sampled_from([None, 1, 2, 3]))
+    def memory(self, cap: int | None) -> None:
+        self.scheduler.memory_cap = cap
+        self.pool.wait(0.0)
+
+    @rule(n_workers=st.integers(1, 5))
+    def want_workers(self, n_workers: int) -> None:
+        self.pool.do(self.scheduler.want_workers(n_workers, self.pool.now))
+
+    @rule()
+    def drop_queue(self) -> None:
+        dropped = self.scheduler.drop_queue()
+        assert len(set(dropped)) == len(dropped)
+        self.dropped.update(dropped)
+
+    # what holds after every event
+
+    @invariant()
+    def every_item_is_in_exactly_one_place(self) -> None:
+        held = self.pool.held()
+        settled = [*self.pool.runs.elements(), *self.by_caller.elements(), *self.pool.failed]
+        n_tasks = sum(job_id is None for job_id, _ in held + settled)
+        assert self.scheduler.n_queued + n_tasks + len(self.dropped) == len(self.tasks)
+        taken = [(job_id, i) for job_id, items in self.inline for i in items]
+        waiting = [(job_id, i) for job_id in self.sizes for i in self.scheduler.waiting_items(job_id)]
+        mine = [item for item in held + settled + taken + waiting if item[0] in self.sizes]
+        assert sorted(mine) == [(job_id, i) for job_id, n in sorted(self.sizes.items()) for i in range(n)]
+
+    @invariant()
+    def nobody_idles_while_items_wait(self) -> None:
+        waits = self.scheduler.n_queued or any(
+            self.scheduler.n_waiting(job_id) for job_id in self.released if job_id in self.sizes
+        )
+        assert not (waits and self.pool.idle())
+
+    @invariant()
+    def the_scheduler_knows_its_workers(self) -> None:
+        pool = self.pool
+        assert set(self.scheduler.worker_ids()) == {*pool.starting, *pool.ready, *pool.leaving}
+        assert self.scheduler.n_ready == len(pool.ready)
+        assert self.scheduler.n_idle == len(pool.idle())
+
+    # how it ends
+
+    def teardown(self) -> None:
+        if not hasattr(self, "pool") or self.pool.is_broken:
+            return
+        while self.inline:
+            job_id, taken = self.inline.pop()
+            self.by_caller.update((job_id, i) for i in taken)
+            self.scheduler.inline_done(job_id, len(taken))
+        for job_id in self.sizes:
+            if job_id in self.open:
+                self.pool.do(self.scheduler.extend_map(job_id, self.sizes[job_id], True, self.pool.now))
+            self.pool.do(self.scheduler.release_map(job_id, 1, self.pool.now))
+        self.pool.shutdown()
+        for _ in range(100):  # time passes in which nobody has anything to do
+            self.pool.run_until_quiet()
+            if self.scheduler.is_drained:
+                break
+            self.pool.wait(1.0)
+        assert self.scheduler.is_drained
+        settled = self.pool.runs + self.by_caller + Counter(self.pool.failed)
+        assert max(settled.values(), default=1) == 1
+        assert {i for job_id, i in settled if job_id is None} | self.dropped == self.tasks
+        assert all((job_id, i) in settled for job_id, n in self.sizes.items() for i in range(n))
+
+
+TestEvents = Events.TestCase
+TestEvents.settings = settings(
+    max_examples=150,
+    stateful_step_count=40,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],
+)
