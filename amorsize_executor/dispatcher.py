@@ -18,6 +18,7 @@ the interpreter waits for it, and it finishes what was submitted, as the standar
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -25,8 +26,9 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable
-from concurrent.futures import CancelledError, Future
+from collections.abc import Callable
+from concurrent.futures import BrokenExecutor, CancelledError, Future
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
 from . import machine
@@ -47,7 +49,7 @@ from .decisions.scheduler import (
 from .inline import InlineBatch, copy_items, copy_values
 from .results import Failed, MapJob
 from .workers import blocks, protocol, serialize
-from .workers.channel import Frame, make_frame
+from .workers.channel import LOST, Frame, make_frame
 from .workers.functions import Function, FunctionTable
 from .workers.pool import Ended, Message, WorkerPool
 from .workers.process import add_note, not_picklable
@@ -63,6 +65,10 @@ _WATCH_IDLE_LOOKS = 10
 _RETIRE_GRACE_S = 30.0
 #: Memory in use is looked up at most this often, in seconds.
 _MEMORY_PERIOD_S = 0.25
+#: A map with a buffer reads on when about this part of its buffer was taken.
+_BUFFER_PARTS = 4
+#: Longest wait of the I/O thread, in seconds: a selector takes no infinity.
+_LONGEST_WAIT_S = 86_400.0
 #: Part of the memory limit that stays free for what was not foreseen.
 _MEMORY_RESERVE = 0.05
 
@@ -105,7 +111,7 @@ class Settings:
 class _Task:
     """A submitted call that is not settled."""
 
-    __slots__ = ("args", "block_fd", "entry", "function", "future")
+    __slots__ = ("args", "block_fd", "entry", "function", "future", "has_begun")
 
     def __init__(self, future: Future[Any], function: Function) -> None:
         self.future = future
@@ -113,6 +119,7 @@ class _Task:
         self.args: tuple[Any, ...] | None = None  # scalars, sent as they are
         self.entry: serialize.Entry | None = None  # else: pickled when submitted
         self.block_fd = -1  # what `entry` refers to; owned by this task
+        self.has_begun = False  # the future is running
 
     def close(self) -> None:
         if self.block_fd >= 0:
@@ -146,12 +153,15 @@ class Dispatcher:
         self._thread: threading.Thread | None = None
         self._pool: WorkerPool | None = None
         self._to_do: deque[Action] = deque()  # for the I/O thread
+        self._dropped: deque[MapJob] = deque()  # maps whose iterators are gone, for the I/O thread
+        self._starting = threading.Lock()  # held while the I/O thread is started
         self._is_watching = False
         # Owned by the I/O thread.
         self._idle_looks = 0
         self._retiring: dict[int, float] = {}
         self._peak_nbytes: dict[int, int] = {}
         self._memory_checked_at = 0.0
+        self._memory_room = 0.0  # bytes for all workers together, as last looked up
         # Set by a collected executor or the end of the interpreter, without a lock.
         self.is_abandoned = False
         self.kill_at_exit = False
@@ -187,8 +197,14 @@ class Dispatcher:
             future.set_running_or_notify_cancel()
             future.set_exception(error)
             return future
-        if self._thread is None:
-            self._ensure_thread()
+        try:
+            if self._thread is None:
+                self._ensure_thread()
+            if self._pool is not None and self._pool.context is None:
+                self._pool.prepare()  # here and not in the I/O thread: the interpreter may end before that is done
+        except BaseException:
+            task.close()
+            raise
         with self._lock:
             if self._is_shut_down or self._broken is not None:
                 task.close()
@@ -252,7 +268,10 @@ class Dispatcher:
         self.check_open()
         function = self.functions.register(fn)
         may_inline = not constraint
+        self._ensure_thread()
         with self._lock:
+            if self._is_shut_down:
+                raise RuntimeError("cannot schedule new futures after shutdown")
             self._last_id += 1
             job = MapJob(
                 self._last_id,
@@ -272,7 +291,6 @@ class Dispatcher:
         if not job.plan.is_serial:
             self.release(job, job.plan.n_workers)
         elif not self._is_watching:
-            self._ensure_thread()
             self._is_watching = True
             self._wake()
         return job
@@ -319,32 +337,39 @@ class Dispatcher:
         Called by the thread that iterates. This is the only place where items run in the caller's thread.
         """
         while True:
-            batch = job.take()
-            if batch is not None:
-                if job.source is not None:
-                    self._read_more(job, len(batch))
-                elif job.n_out >= job.n_items:
+            if job.source is None:
+                batch = job.take()
+                if batch is not None and job.n_out >= job.n_items and job.cut is None:
                     self._finish(job)
+            else:
+                # All results handed out so far were taken, and one of the next ones will be.
+                n_free = job.n_out + 1 + job.buffersize - job.n_items
+                batch = job.take(max(job.buffersize // _BUFFER_PARTS, 1))
+                if batch is not None:
+                    self._read_more(job, n_free)
+            if batch is not None:
                 return batch
             if job.is_finished():
+                if job.cut is not None:
+                    raise job.cut
                 return None
             if job.may_inline and self._run_inline(job):
                 continue
             job.wait(until)
 
     def _read_more(self, job: MapJob, most: int) -> None:
-        """Read as many items as were handed out, so that the buffer stays full; in the caller's thread."""
-        new: list[Any] = []
-        closed = False
-        for _ in range(most):
-            try:
-                new.append(next(job.source))  # type: ignore[arg-type]  # checked by the caller
-            except StopIteration:
-                closed = True
-                job.source = None
-                break
-        n_items = job.extend(new)
+        """Read up to `most` items, so that the buffer stays full; in the caller's thread."""
+        source = job.source
+        if source is None:
+            return  # closed by a shutdown in between
+        new = list(islice(source, most))
+        closed = len(new) < most
         with self._lock:
+            if self._is_shut_down:
+                return  # too late for these
+            n_items = job.extend(new)
+            if closed:
+                job.source = None
             actions = self.scheduler.extend_map(job.job_id, n_items, closed, time.perf_counter())
         self._execute(actions)
 
@@ -418,12 +443,29 @@ class Dispatcher:
         return scheduler.take_inline(job.job_id, planner.inline_batch(waiting, item_s, job.n_inline, is_known))
 
     def abandon(self, job: MapJob) -> None:
-        """Nobody will ask for more results of a map."""
-        with self._lock:
-            self._jobs.pop(job.job_id, None)
-            self.scheduler.cancel_map(job.job_id)
-            actions = self.scheduler.tick(time.perf_counter()) if self._is_shut_down else []
-        self._execute(actions)
+        """Nobody will ask for more results of a map.
+
+        The garbage collector may call this at any point of any thread, so it takes no lock: the I/O thread does the rest.
+        """
+        self._dropped.append(job)
+        if self._pool is not None:
+            self._pool.nudge()
+
+    def _forget_dropped(self) -> None:
+        """Give up maps whose iterators are gone."""
+        while self._dropped:
+            job = self._dropped.popleft()
+            with self._lock:
+                self._jobs.pop(job.job_id, None)
+                self.scheduler.cancel_map(job.job_id)
+                actions = self.scheduler.tick(time.perf_counter()) if self._is_shut_down else []
+            self._execute(actions)
+
+    def _forget_if_settled(self, job: MapJob) -> None:
+        """Once all results are there, only the iterator keeps them: it may have been dropped before its first step."""
+        if job.source is None and job.n_settled >= job.n_items:
+            with self._lock:
+                self._jobs.pop(job.job_id, None)
 
     def _finish(self, job: MapJob) -> None:
         """All results of a map were handed out: its plan now tells what was real."""
@@ -447,15 +489,18 @@ class Dispatcher:
 
     # ------------------------------------------------------------------ actions
 
-    def _execute(self, actions: Iterable[Action]) -> None:
+    def _execute(self, actions: list[Action]) -> None:
         """Carry out what the scheduler wants; any thread, no lock held."""
         wake = False
-        for action in actions:
-            if type(action) is SendChunk:
-                self._send(action.worker_id, action.chunk)
-            else:
-                self._to_do.append(action)
-                wake = True
+        while actions:
+            more: list[Action] = []
+            for action in actions:
+                if type(action) is SendChunk:
+                    more += self._send(action.worker_id, action.chunk)
+                else:
+                    self._to_do.append(action)
+                    wake = True
+            actions = more
         if wake:
             self._wake()
 
@@ -463,8 +508,8 @@ class Dispatcher:
         if self._pool is not None and threading.current_thread() is not self._thread:
             self._pool.wake()
 
-    def _send(self, worker_id: int, chunk: Chunk, *, resend_functions: bool = False) -> None:
-        """Encode a chunk and post it to its worker."""
+    def _send(self, worker_id: int, chunk: Chunk, *, resend_functions: bool = False) -> list[Action]:
+        """Encode a chunk and post it to its worker; returns what is to be done if there was nothing to send."""
         pool = self._pool
         assert pool is not None
         known = pool.known_functions(worker_id)
@@ -477,32 +522,50 @@ class Dispatcher:
             else:
                 frame = self._encode_items(chunk, known)
         except Exception as error:  # no room for a block: these items fail, the pool works on
-            self._fail_chunk(chunk, error)
-            return
+            self._fail_items(chunk.job_id, tuple(chunk.items[chunk.n_done :]), error)
+            return self._close_chunk(chunk)
+        if frame is None:
+            return self._close_chunk(chunk)
         pool.post(worker_id, frame)
         if chunk.job_id is not None:
             job = self._jobs.get(chunk.job_id)
             if job is not None:
                 spent = time.thread_time() - begun
                 self.cost_model.observe_carriage(job.function.key, len(chunk.items), spent, len(frame.data))
+        return []
 
-    def _encode_tasks(self, chunk: Chunk, known: set[int]) -> Frame:
+    def _begin(self, task_id: int) -> _Task | None:
+        """A task that is about to be sent; None if it was cancelled."""
+        task = self._tasks.get(task_id)
+        if task is None or task.has_begun:  # in a worker that died before it came to this task
+            return task
+        if task.future.set_running_or_notify_cancel():
+            task.has_begun = True
+            return task
+        self._tasks.pop(task_id, None)
+        task.close()
+        return None
+
+    def _encode_tasks(self, chunk: Chunk, known: set[int]) -> Frame | None:
+        """The frame of submitted tasks; None if all were cancelled."""
         if len(chunk.items) == 1:
-            task = self._tasks.get(chunk.items[0])
-            if task is not None and task.args is not None:
-                function = task.function
-                if function.fn_id in known and task.future.set_running_or_notify_cancel():
-                    return make_frame(
-                        (protocol.RUN, chunk.chunk_id, (), function.fn_id, protocol.SCALAR_TUPLES, [task.args])
-                    )
+            task = self._begin(chunk.items[0])
+            if task is None:
+                return None
+            if task.args is not None and task.function.fn_id in known:
+                return make_frame(
+                    (protocol.RUN, chunk.chunk_id, (), task.function.fn_id, protocol.SCALAR_TUPLES, [task.args])
+                )
         functions: dict[int, bytes] = {}
         fn_ids: list[int] = []
         items: list[Any] = []
         are_plain = True
         block_fd = None
+        are_args: list[bool] = []
         for task_id in chunk.items:
-            task = self._tasks.get(task_id)
-            if task is None or not (task.future.running() or task.future.set_running_or_notify_cancel()):
+            task = self._begin(task_id)
+            are_args.append(task is not None and task.args is not None)
+            if task is None:
                 fn_ids.append(fn_ids[-1] if fn_ids else 0)
                 items.append(None)
                 are_plain = False
@@ -519,23 +582,21 @@ class Dispatcher:
                 if task.block_fd >= 0:
                     block_fd = os.dup(task.block_fd)
         if not are_plain:
-            for i, task_id in enumerate(chunk.items):
-                task = self._tasks.get(task_id)
-                if items[i] is not None and task is not None and task.args is not None:
-                    items[i] = (task.args,)
+            items = [(item,) if is_args else item for item, is_args in zip(items, are_args, strict=True)]
             used = [fn_id for fn_id in fn_ids if fn_id]
-            fn_ids = [fn_id or (used[0] if used else 0) for fn_id in fn_ids]
+            if not used:
+                return None
+            fn_ids = [fn_id or used[0] for fn_id in fn_ids]
         known.update(functions)
         same = fn_ids[0] if len(set(fn_ids)) == 1 else fn_ids
         kind = protocol.SCALAR_TUPLES if are_plain else protocol.ENTRIES
         return make_frame((protocol.RUN, chunk.chunk_id, tuple(functions.items()), same, kind, items), block_fd)
 
-    def _encode_items(self, chunk: Chunk, known: set[int]) -> Frame:
+    def _encode_items(self, chunk: Chunk, known: set[int]) -> Frame | None:
+        """The frame of items of a map; None if nobody wants them any more."""
         job = self._jobs.get(chunk.job_id or 0)
-        if job is None:  # abandoned in between: nothing to run
-            return make_frame(
-                (protocol.RUN, chunk.chunk_id, (), 0, protocol.ENTRIES, [None] * len(chunk.items))
-            )
+        if job is None:
+            return None
         job.n_chunks += 1
         function = job.function
         functions = () if function.fn_id in known else ((function.fn_id, function.data),)
@@ -568,14 +629,12 @@ class Dispatcher:
             job.local_errors[index] = not_picklable(what, error)
             return None
 
-    def _fail_chunk(self, chunk: Chunk, error: Exception) -> None:
-        """A chunk could not be sent: its items fail with `error`."""
-        self._fail_items(chunk.job_id, tuple(chunk.items[chunk.n_done :]), error)
+    def _close_chunk(self, chunk: Chunk) -> list[Action]:
+        """Nothing of a chunk runs: its items are settled."""
         with self._lock:
-            actions = self.scheduler.items_done(
+            return self.scheduler.items_done(
                 chunk.worker_id, chunk.chunk_id, len(chunk.items) - chunk.n_done, time.perf_counter()
             )
-        self._execute(actions)
 
     def _fail_items(self, job_id: int | None, items: tuple[int, ...], error: BaseException) -> None:
         if job_id is not None:
@@ -583,12 +642,13 @@ class Dispatcher:
             if job is not None:
                 for i in items:
                     job.settle([i], [Failed(error)], failed=True)
+                self._forget_if_settled(job)
             return
         for task_id in items:
             task = self._tasks.pop(task_id, None)
             if task is not None:
                 task.close()
-                if task.future.running() or task.future.set_running_or_notify_cancel():
+                if task.has_begun or task.future.set_running_or_notify_cancel():
                     task.future.set_exception(error)
 
     # ------------------------------------------------------------------ the I/O thread
@@ -597,18 +657,28 @@ class Dispatcher:
         if self._thread is not None:
             return
         init_entry, init_fd = self._encode_initializer()
-        with self._lock:
-            if self._thread is not None:
-                return
-            self._pool = WorkerPool(self.settings.context, self.settings.env)
-            self._pool.init_message = lambda: make_frame(
-                (protocol.INIT, init_entry), None if init_fd is None else os.dup(init_fd)
-            )
-            self._init_fd = init_fd
-            self._is_watching = True
-            self._thread = threading.Thread(target=self._run, name="amorsize-io", daemon=False)
-        _live.add(self)
-        self._thread.start()
+        try:
+            with self._starting:
+                if self._thread is not None:
+                    return
+                pool = WorkerPool(self.settings.context, self.settings.env)
+                pool.init_message = lambda: make_frame(
+                    (protocol.INIT, init_entry), None if init_fd is None else os.dup(init_fd)
+                )
+                self._pool, self._init_fd = pool, init_fd
+                self._is_watching = True
+                self._thread = threading.Thread(target=self._run, name="amorsize-io", daemon=False)
+                _live.add(self)
+                try:
+                    self._thread.start()
+                except RuntimeError:  # no more threads can be started now; perhaps later
+                    self._thread = self._pool = None
+                    pool.close()
+                    raise
+                init_fd = None  # the I/O thread's
+        finally:
+            if init_fd is not None:
+                os.close(init_fd)
 
     def _encode_initializer(self) -> tuple[serialize.Entry | None, int | None]:
         initializer = self.settings.initializer
@@ -633,6 +703,7 @@ class Dispatcher:
         try:
             while True:
                 self._notice_abandonment()
+                self._forget_dropped()
                 self._do()
                 with self._lock:
                     if self.scheduler.is_drained and not self._to_do:
@@ -656,7 +727,9 @@ class Dispatcher:
         while self._to_do:
             action = self._to_do.popleft()
             if type(action) is StartWorker:
-                failure = pool.start(action.worker_id)
+                # No use to start what is to be killed next.
+                is_over = self._broken is not None
+                failure = Ended(action.worker_id, None, None, None, "") if is_over else pool.start(action.worker_id)
                 if failure is not None:
                     self._ended(failure)
             elif type(action) is RetireWorker:
@@ -677,7 +750,7 @@ class Dispatcher:
         if self._retiring:
             times.append(1.0)
         known = [t for t in times if t is not None]
-        return min(known) if known else None
+        return min(*known, _LONGEST_WAIT_S) if known else None
 
     def _look_around(self) -> None:
         """Time has passed."""
@@ -738,26 +811,29 @@ class Dispatcher:
                 with self._lock:
                     chunk = self.scheduler.chunk(worker_id, content[1])
                 if chunk is not None:
-                    self._send(worker_id, chunk, resend_functions=True)
+                    self._execute(self._send(worker_id, chunk, resend_functions=True))
             elif code == protocol.MEMORY:
                 self._peak_nbytes[worker_id] = content[1]
                 self._fit_memory()
             elif code == protocol.INIT_FAILED:
-                error, text = serialize.decode(content[1], lambda: memoryview(b""))
-                self._break(_with_cause(error, text), "the initializer failed in a worker")
+                self._break(_init_error(content[1]), "the initializer failed in a worker")
         finally:
-            if block_fd is not None:
+            if block_fd is not None and block_fd != LOST:
                 os.close(block_fd)
 
     def _results(self, worker_id: int, content: tuple[Any, ...], block_fd: int | None) -> None:
-        code, chunk_id, offset, n, elapsed_ns, cpu_ns, values = content
+        code, chunk_id, offset, n, elapsed_ns, cpu_ns, *rest = content
         chunk = self.scheduler.chunk(worker_id, chunk_id)  # two look-ups, each atomic
         if chunk is None or offset < chunk.n_done:
             return  # a record read both from the channel and from a dead worker's memory
         items = chunk.items[offset : offset + n]
         n_skipped = 0
-        if code == protocol.OUTCOMES:
-            values, n_skipped = self._decode_outcomes(chunk.job_id, items, values, block_fd)
+        if not rest:
+            code, values = protocol.OUTCOMES, [Failed(_no_descriptors()) for _ in items]
+        elif code == protocol.OUTCOMES:
+            values, n_skipped = self._decode_outcomes(chunk.job_id, items, rest[0], block_fd)
+        else:
+            values = rest[0]
         job = self._jobs.get(chunk.job_id) if chunk.job_id is not None else None
         if job is not None:
             key = job.function.key
@@ -772,6 +848,7 @@ class Dispatcher:
             self._execute(actions)  # first give the worker its next chunk, then the caller its results
         if job is not None:
             job.settle(items, values, failed=code == protocol.OUTCOMES)
+            self._forget_if_settled(job)
         elif chunk.job_id is None:
             self._resolve(items, values)
         if key is not None and n > n_skipped:
@@ -784,8 +861,17 @@ class Dispatcher:
     ) -> tuple[list[Any], int]:
         values: list[Any] = []
         n_skipped = 0
-        mapped = None
-        for index, (kind, entry) in zip(items, outcomes):
+        mapped: memoryview | None = None
+
+        def view() -> memoryview:
+            nonlocal mapped
+            if block_fd is None or block_fd == LOST:
+                raise _no_descriptors()
+            if mapped is None:
+                mapped = blocks.map_private(block_fd, blocks.size(block_fd))
+            return mapped
+
+        for index, (kind, entry) in zip(items, outcomes, strict=True):
             if kind == protocol.SKIPPED:
                 n_skipped += 1
                 job = self._jobs.get(job_id) if job_id is not None else None
@@ -793,13 +879,10 @@ class Dispatcher:
                 values.append(Failed(error or CancelledError()))
                 continue
             try:
-                if mapped is None and block_fd is not None:
-                    mapped = blocks.map_private(block_fd, blocks.size(block_fd)) if blocks.size(block_fd) else None
-                value = serialize.decode(entry, lambda view=mapped: view)  # type: ignore[misc]
-            except Exception as error:
+                value = serialize.decode(entry, view)
+                values.append(Failed(_with_cause(*value)) if kind == protocol.ERROR else value)
+            except BaseException as error:  # whatever the unpickled code raises
                 values.append(Failed(add_note(error, "raised while the result of the task was unpickled")))
-                continue
-            values.append(Failed(_with_cause(*value)) if kind == protocol.ERROR else value)
         return values, n_skipped
 
     def _resolve(self, task_ids: Any, values: list[Any]) -> None:
@@ -864,8 +947,7 @@ class Dispatcher:
 
     def _break(self, cause: BaseException, what: str = "workers cannot be started") -> None:
         """Fail everything that waits or runs; the executor is of no more use."""
-        from concurrent.futures.process import BrokenProcessPool
-
+        BrokenProcessPool = _broken_pool()  # noqa: N806
         is_told = type(cause) is BrokenProcessPool
         message = str(cause) if is_told else f"{what}: {type(cause).__name__}: {cause}"
         with self._lock:
@@ -875,26 +957,17 @@ class Dispatcher:
             self._is_shut_down = True
             tasks, self._tasks = self._tasks, {}
             jobs, self._jobs = self._jobs, {}
-            self.scheduler.drop_queue()
-            for job in jobs.values():
-                self.scheduler.cancel_map(job.job_id)
-            actions = self.scheduler.shutdown(time.perf_counter())
-            workers = self.scheduler.worker_ids()
+            actions = self.scheduler.give_up()
         for task in tasks.values():
             task.close()
             if task.future.running() or task.future.set_running_or_notify_cancel():
                 task.future.set_exception(_chained(BrokenProcessPool(message), cause))
         for job in jobs.values():
             job.fail(_chained(BrokenProcessPool(message), cause))
-        if self._pool is not None:
-            for worker_id in workers:
-                self._pool.kill(worker_id)
         self._execute(actions)
 
     def end_workers(self, signum: int, what: str) -> None:
         """Break the executor by ending all its workers with a signal."""
-        from concurrent.futures.process import BrokenProcessPool
-
         if self._thread is None:
             self.shutdown(wait=False, cancel_futures=True)
             return
@@ -904,7 +977,7 @@ class Dispatcher:
         if pool is not None:
             for worker_id in workers:
                 pool.kill(worker_id, signum)
-        self._break(BrokenProcessPool(f"the workers were ended by {what}"))
+        self._break(_broken_pool()(f"the workers were ended by {what}"))
 
     def shutdown(self, *, wait: bool, cancel_futures: bool) -> None:
         """No more work; the I/O thread ends when what came is done."""
@@ -916,27 +989,39 @@ class Dispatcher:
             held = set(self.scheduler.held_jobs())
         for task in tasks:
             task.close()
-            task.future.cancel()
-            task.future.set_running_or_notify_cancel()
+            if task.future.cancel():
+                task.future.set_running_or_notify_cancel()
+            else:  # given out before, but its worker died before it began
+                task.future.set_exception(CancelledError())
         for job in jobs:
+            if job.source is not None:
+                with self._lock:
+                    job.close_source(RuntimeError("cannot schedule new futures after shutdown"))
+                    self.scheduler.extend_map(job.job_id, job.n_items, True, time.perf_counter())
             if cancel_futures:
                 with self._lock:
-                    waiting = self.scheduler.waiting_items(job.job_id)
-                    self.scheduler.cancel_map(job.job_id)
+                    waiting, actions = self.scheduler.drop_map(job.job_id, time.perf_counter())
+                self._execute(actions)
                 for i in waiting:
                     job.settle([i], [Failed(CancelledError())], failed=True)
-                job.close_source()
-            elif job.job_id in held and self._thread is not None:
-                self.release(job, min(self.scheduler.worker_limit, job.n_items))
-        if self._thread is None:
-            return
+            elif job.job_id in held and self._pool is not None:
+                if not _is_interpreter_ending or self._pool.can_start:
+                    self.release(job, min(self.scheduler.worker_limit, job.n_items))
+                else:  # nobody is left to run them
+                    with self._lock:
+                        self.scheduler.cancel_map(job.job_id)
+                    job.fail(RuntimeError("the interpreter ends, and workers cannot be started any more"))
         with self._lock:
             actions = self.scheduler.shutdown(time.perf_counter())
         self._execute(actions)
+        with self._starting:
+            thread = self._thread
+        if thread is None:
+            return
         if self._pool is not None:
             self._pool.wake()
-        if wait and threading.current_thread() is not self._thread:
-            self._thread.join()
+        if wait and threading.current_thread() is not thread:
+            thread.join()
 
     def abandon_all(self) -> None:
         """The executor was collected. May be called at any point of any thread, so it takes no lock."""
@@ -974,17 +1059,23 @@ class Dispatcher:
     def _fit_memory(self) -> None:
         """Cap the number of workers by what their measured peak leaves room for."""
         now = time.perf_counter()
-        if now - self._memory_checked_at < _MEMORY_PERIOD_S or not self._peak_nbytes:
-            return
-        self._memory_checked_at = now
-        limit = self.settings.memory_limit or machine.memory_limit()
-        own = machine.resident_nbytes(os.getpid()) or 0
-        worst = max(self._peak_nbytes.values())
-        cap = max(int((limit * (1 - _MEMORY_RESERVE) - own) / worst), 1)
+        if not self._memory_room or now - self._memory_checked_at > _MEMORY_PERIOD_S:
+            self._memory_checked_at = now
+            limit = self.settings.memory_limit or machine.memory_limit()
+            own = machine.resident_nbytes(os.getpid()) or 0
+            self._memory_room = limit * (1 - _MEMORY_RESERVE) - own
+        cap = max(int(self._memory_room / max(self._peak_nbytes.values())), 1)
         with self._lock:
             self.scheduler.memory_cap = cap
             actions = self.scheduler.tick(now)
         self._execute(actions)
+
+
+def _no_descriptors() -> OSError:
+    return OSError(
+        errno.EMFILE,
+        "too many open files: this process had no descriptor left to receive a result; raise its limit (ulimit -n)",
+    )
 
 
 def _chained(error: BaseException, cause: BaseException) -> BaseException:
@@ -992,10 +1083,28 @@ def _chained(error: BaseException, cause: BaseException) -> BaseException:
     return error
 
 
+def _init_error(entry: Any) -> BaseException:
+    """What an initializer raised in a worker."""
+    try:
+        return _with_cause(*serialize.decode(entry, lambda: memoryview(b"")))
+    except Exception as error:  # of a class that this process cannot make
+        return add_note(error, "raised while the initializer's exception was unpickled")
+
+
+def _broken_pool() -> type[BrokenExecutor]:
+    """`BrokenProcessPool`; its base when the interpreter ends, which allows its module to be used but not to be imported."""
+    if _is_interpreter_ending and "concurrent.futures.process" not in sys.modules:
+        return BrokenExecutor
+    from concurrent.futures.process import BrokenProcessPool
+
+    return BrokenProcessPool
+
+
 def _with_cause(error: BaseException, text: str) -> BaseException:
     from .errors import RemoteTraceback
 
-    error.__cause__ = RemoteTraceback(text)
+    # Past a __setattr__ that allows no changes, as that of a frozen dataclass.
+    BaseException.__setattr__(error, "__cause__", RemoteTraceback(text))
     return error
 
 

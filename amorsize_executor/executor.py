@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
@@ -118,6 +119,9 @@ class AmorsizeExecutor(Executor):
         _check_context(mp_context)
         if initializer is not None and not callable(initializer):
             raise TypeError(f"initializer must be a callable, got {initializer!r}")
+        if not isinstance(initargs, Iterable):
+            raise TypeError(f"initargs must be a tuple, got {initargs!r}")
+        initargs = tuple(initargs)
         if max_tasks_per_child is not None:
             _check_int("max_tasks_per_child", max_tasks_per_child, 1)
             if mp_context == "fork" or _method(mp_context) == "fork":
@@ -142,11 +146,11 @@ class AmorsizeExecutor(Executor):
             max_workers=max_workers,
             context=mp_context,
             initializer=initializer,
-            initargs=tuple(initargs),
+            initargs=initargs,
             max_tasks_per_child=max_tasks_per_child,
             min_workers=min_workers,
             idle_timeout_s=idle_timeout,
-            memory_limit=int(memory_limit) if memory_limit is not None else None,
+            memory_limit=int(memory_limit) if memory_limit is not None and memory_limit < math.inf else None,
             inline=inline,
             retries=retries,
             env=_thread_limits(threads_per_worker, n_cpus, max_workers),
@@ -183,6 +187,7 @@ class AmorsizeExecutor(Executor):
         RuntimeError
             After `shutdown`.
         """
+        _check_callable(fn)
         return self._own().submit(fn, args, kwargs)
 
     def map(
@@ -226,6 +231,8 @@ class AmorsizeExecutor(Executor):
         TypeError, ValueError
             For a parameter of the wrong type or out of range.
         """
+        _check_callable(fn)
+        _check_number("timeout", timeout)
         until = None if timeout is None else time.monotonic() + timeout
         if chunksize is not None:
             _check_int("chunksize", chunksize, 1)
@@ -267,7 +274,8 @@ class AmorsizeExecutor(Executor):
             constraint=constraint,
         )
         shown = _make_progress(progress, job) if progress else None
-        return _results(dispatcher, job, until, shown)
+        # Who has more to read must be able to submit it: then the iterator keeps the executor alive.
+        return _results(dispatcher, job, until, shown, self if source is not None else None)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more work and free the workers when what was submitted is done.
@@ -319,7 +327,9 @@ class AmorsizeExecutor(Executor):
         return self._dispatcher.last_plan
 
 
-def _results(dispatcher: Dispatcher, job: MapJob, until: float | None, shown: Progress | None) -> Iterator[Any]:
+def _results(
+    dispatcher: Dispatcher, job: MapJob, until: float | None, shown: Progress | None, kept: AmorsizeExecutor | None
+) -> Iterator[Any]:
     """Results of a map as they are taken. A generator: dropped half-way, it cancels what has not started."""
     is_complete = False
     try:
@@ -377,7 +387,12 @@ def _check_int(name: str, value: object, least: int) -> None:
         raise ValueError(f"{name} must be {bound}, got {value!r}")
 
 
-def _check_number(name: str, value: object, least: float) -> None:
+def _check_callable(fn: object) -> None:
+    if not callable(fn):
+        raise TypeError(f"fn must be a callable, got {fn!r}")
+
+
+def _check_number(name: str, value: object, least: float = -math.inf) -> None:
     if value is None:
         return
     if isinstance(value, bool) or not isinstance(value, (int, float)):

@@ -66,6 +66,22 @@ def resident_nbytes(pid: int) -> int | None:
         return None
 
 
+def peak_nbytes() -> int:
+    """Largest resident memory that this process has had, in bytes.
+
+    Notes
+    -----
+    Not ``ru_maxrss`` on Linux: that starts from the memory of the process which this one was forked from.
+    """
+    for line in _read("/proc/self/status").splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
 def _host_memory() -> int:
     import psutil
 

@@ -65,6 +65,7 @@ class MapJob:
         self.may_inline = may_inline
         self.constraint = constraint
         self.n_items = len(items)
+        self.buffersize = len(items)  # with `source`: items read ahead of results, at most
         self.started_at = time.perf_counter()
         # Guards items, base and everything about results; held for list operations only.
         self.condition = threading.Condition(threading.Lock())
@@ -75,6 +76,7 @@ class MapJob:
         self.unordered: deque[list[Any]] = deque()
         self.has_failed = False  # some result is a `Failed`
         self.error: BaseException | None = None  # the executor broke
+        self.cut: BaseException | None = None  # why `source` was not read to its end
         self.n_out = 0
         self.n_settled = 0
         self.plan: Plan | None = None
@@ -132,24 +134,29 @@ class MapJob:
                 stop = self.segments.pop(stop)
         self.frontier = stop
 
-    def take(self) -> list[Any] | None:
-        """Results that are ready; None when there are none."""
+    def take(self, most: int | None = None) -> list[Any] | None:
+        """Results that are ready, up to `most`; None when there are none."""
         with self.condition:
-            return self._take()
+            return self._take(most)
 
-    def _take(self) -> list[Any] | None:
+    def _take(self, most: int | None) -> list[Any] | None:
         if not self.is_ordered:
             if not self.unordered:
                 return None
             batch = self.unordered.popleft()
+            if most is not None and len(batch) > most:
+                self.unordered.appendleft(batch[most:])
+                batch = batch[:most]
             self.n_out += len(batch)
             return batch
         if self.frontier == self.n_out:
             return None
         start, stop = self.n_out - self.base, self.frontier - self.base
+        if most is not None:
+            stop = min(stop, start + most)
         batch = self.slots[start:stop]
         self.slots[start:stop] = [None] * len(batch)
-        self.n_out = self.frontier
+        self.n_out += len(batch)
         if stop >= _TRIM and stop >= len(self.slots) // 4:
             del self.slots[:stop]
             del self.items[:stop]
@@ -175,7 +182,7 @@ class MapJob:
                         from concurrent.futures import TimeoutError as FuturesTimeout
 
                         raise FuturesTimeout(f"map of {self.function.name}: no result for item {self.n_out} in time")
-                    self.condition.wait(left)
+                    self.condition.wait(None if left is None else min(left, threading.TIMEOUT_MAX))
             finally:
                 self.is_waiting = False
 
@@ -194,9 +201,11 @@ class MapJob:
             self.error = error
             self.condition.notify_all()
 
-    def close_source(self) -> None:
-        """Read no more items."""
-        self.source = None
+    def close_source(self, cut: BaseException) -> None:
+        """Read no more items; `cut` is raised behind the results of those that were read."""
+        if self.source is not None:
+            self.source = None
+            self.cut = cut
 
     def is_finished(self) -> bool:
         """Whether all results were handed out and none will come."""

@@ -16,11 +16,13 @@ from collections import OrderedDict
 from collections.abc import Hashable
 from typing import NamedTuple
 
-#: Weight that one observation of n items keeps at least: the older ones count for at most this many times n items.
-#: 4 gives the newest chunk a weight of 0.2: a tenfold drift is followed to within 10 % in about ten chunks of clipped steps.
-_MEMORY = 4.0
-#: An observation counts for at most this many times the present mean (and at least its inverse): one
-#: stall of the machine does not spoil the estimate, while a real drift passes within a few chunks.
+#: What every observation leaves of the weight of those before it. With 0.8 the newest of equal chunks counts for a
+#: fifth: a tenfold drift is followed to within 10 % in about ten chunks, and single items after a chunk of
+#: hundreds do not outweigh it.
+_KEPT = 0.8
+#: An observation counts for at most this many times the present mean: one stall of the machine does not spoil the
+#: estimate, while a real drift passes within a few chunks. Nothing makes a machine too fast, so there is no lower
+#: bound: a slow first call (imports, cold caches) is soon forgotten.
 _CLIP = 4.0
 #: Functions remembered; the least recently used goes first. About 300 bytes each.
 _MAX_FUNCTIONS = 4096
@@ -56,10 +58,11 @@ class FunctionCost(NamedTuple):
 class _Function:
     """Running estimates of one function; see `CostModel.observe` for the formulas."""
 
-    __slots__ = ("carried", "carry_s", "cpu_share", "mean_s", "n_items", "nbytes", "var_s2", "weight")
+    __slots__ = ("carried", "carry_s", "cpu_share", "mean_s", "n_items", "nbytes", "total_s", "var_s2", "weight")
 
     def __init__(self) -> None:
         self.mean_s = 0.0
+        self.total_s = 0.0  # of all items ever measured
         self.var_s2 = 0.0
         self.weight = 0.0
         self.n_items = 0
@@ -85,8 +88,8 @@ class CostModel:
     The mean is an exponentially weighted average in which a chunk of n items that took T seconds counts as an
     observation x = T / n of weight n::
 
-        x'   = min(max(x, mean / 4), 4 mean)          (winsorised: Tukey 1962)
-        a    = n / (W + n),  W <- min(W + n, 4 n)     (so a >= 0.2: West 1979, with forgetting)
+        x'   = min(x, 4 mean)                         (winsorised: Tukey 1962)
+        a    = n / (W + n),  W <- 0.8 (W + n)         (West 1979, with forgetting)
         mean <- mean + a (x' - mean)
         var  <- (1 - a) (var + a n (x' - mean)^2)
 
@@ -147,6 +150,15 @@ class CostModel:
         found = self._functions.get(key)
         return found.mean_s if found is not None and found.n_items else None
 
+    def cautious_mean_s(self, key: Hashable) -> float | None:
+        """What an item may be expected to take where the latest ones tell nothing: at the beginning of a map.
+
+        The larger of the recent mean and that of all items ever measured, in seconds. Inputs are often sorted, so the
+        last items of one map can be a thousand times shorter than the first ones of the next.
+        """
+        found = self._functions.get(key)
+        return max(found.mean_s, found.total_s / found.n_items) if found is not None and found.n_items else None
+
     def observe(
         self, key: Hashable, n_items: int, elapsed_s: float, cpu_s: float | None = None
     ) -> None:
@@ -166,14 +178,15 @@ class CostModel:
             f = self._entry(key)
             if f.n_items == 0:
                 f.mean_s = x
-            else:
-                x = min(max(x, f.mean_s / _CLIP), f.mean_s * _CLIP) if f.mean_s > 0 else x
+            elif f.mean_s > 0:
+                x = min(x, f.mean_s * _CLIP)
             a = n_items / (f.weight + n_items)
             delta = x - f.mean_s
             f.mean_s += a * delta
             f.var_s2 = (1 - a) * (f.var_s2 + a * n_items * delta * delta)
-            f.weight = min(f.weight + n_items, _MEMORY * n_items)
+            f.weight = _KEPT * (f.weight + n_items)
             f.n_items += n_items
+            f.total_s += elapsed_s
             if cpu_s is not None and elapsed_s > 1e-3:
                 f.cpu_share += a * (min(cpu_s / elapsed_s, 1.0) - f.cpu_share)
 
@@ -198,7 +211,7 @@ class CostModel:
             a = n_items / (f.carried + n_items)
             f.carry_s += a * (x - f.carry_s)
             f.nbytes += a * (nbytes / n_items - f.nbytes)
-            f.carried = min(f.carried + n_items, _MEMORY * n_items)
+            f.carried = _KEPT * (f.carried + n_items)
 
     def observe_worker_start(self, elapsed_s: float) -> None:
         """Take in how long a worker took from the decision to start it until it was ready."""

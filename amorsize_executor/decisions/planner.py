@@ -130,7 +130,8 @@ class Plan(NamedTuple):
         """Why, in one sentence."""
         if self.item_s is None:
             if self.constraint:
-                return f"nothing is known about {self.function} yet and {self.constraint}: workers start with single items"
+                unknown = f"nothing is known about {self.function} yet and {self.constraint}"
+                return f"{unknown}: workers start with single items"
             return f"nothing is known about {self.function} yet: its first item tells"
         if self.constraint and not self.is_serial:
             return f"{self.constraint}: items run in workers"
@@ -153,8 +154,8 @@ class Plan(NamedTuple):
         lines = [f"Plan for {self.function} over {self.n_items:,} item{'s' if self.n_items != 1 else ''}"]
         if self.item_s is not None:
             lines.append(f"  one item    {format_time(self.item_s)} (std {format_time(self.item_std_s)})")
-        choice = "serial, in the caller" if self.is_serial else f"{self.n_workers} workers, first chunk {self.chunksize}"
-        lines.append(f"  choice      {choice}")
+        parallel = f"{self.n_workers} workers, first chunk {self.chunksize}"
+        lines.append(f"  choice      {'serial, in the caller' if self.is_serial else parallel}")
         lines.append(f"  why         {self.reason}")
         if self.predicted_s is not None:
             gain = self.estimated_speedup
@@ -319,7 +320,7 @@ def chunk_size(
     share = -(-remaining // (2 * n_workers))
     size = max(share, min(least, -(-remaining // n_workers)))
     size = min(size, max(int((MAX_CHUNK_S if known else FIRST_CHUNK_S) / item_s), 1))
-    if nbytes > 0:
+    if nbytes >= 1:
         size = min(size, max(int(MAX_CHUNK_NBYTES / nbytes), 1))
     if limit is not None:
         size = min(size, limit)

@@ -46,6 +46,9 @@ _GROUP_TASKS = 256
 _LEAST_START_S = 1e-3
 #: Workers that may die in a row before one became ready, until the pool is declared broken.
 _FAILED_STARTS = 3
+#: If other workers run, it is not; then the next start is tried after this long, in seconds, doubled up to 64 s.
+_START_AGAIN_S = 1.0
+_START_AGAIN_DOUBLINGS = 6
 
 
 class StartWorker(NamedTuple):
@@ -199,7 +202,7 @@ class Scheduler:
         self._retries = retries
         self._workers: dict[int, _Worker] = {}
         self._idle: dict[int, None] = {}  # READY without chunks, in the order they became idle; the last is used first
-        self._partial: dict[int, None] = {}  # READY with fewer than _DEPTH chunks, but not idle
+        self._partial: dict[int, None] = {}  # READY, with a chunk that ends soon and room for another
         self._n_starting = 0
         self._n_retiring = 0
         self._jobs: dict[int, _Job] = {}
@@ -211,7 +214,9 @@ class Scheduler:
         self._attempts: dict[tuple[int | None, int], int] = {}
         self._ids = 0
         self._failed_starts = 0
+        self._start_again_at = 0.0  # after starts that failed beside running workers: no other start before this
         self._stopping = False
+        self._is_over = False  # the pool was given up: nothing comes back, nobody starts
 
     # ------------------------------------------------------------------ what it looks like
 
@@ -253,8 +258,11 @@ class Scheduler:
         return job.n_waiting if job is not None else 0
 
     def n_at_hand(self, job_id: int) -> int:
-        """Workers that would start on an item of a map at once: ready ones, and if they had to be started for it
-        (so that the imports of its function come first) those that have returned a result of it."""
+        """Workers that would start on an item of a map at once.
+
+        Those that are ready; if they had to be started for it, so that the imports of its function come first, those
+        that have returned a result of it.
+        """
         job = self._jobs.get(job_id)
         if job is None or not job.is_cold:
             return self.n_ready
@@ -284,7 +292,7 @@ class Scheduler:
             worker.n_given += 1
             if is_alone:
                 self._alone.add(task_id)
-            if not self._should_leave(worker):
+            if _ends_soon(chunk) and not self._should_leave(worker):
                 self._partial[worker_id] = None
             return [SendChunk(worker_id, chunk)]
         if not self._queue:
@@ -350,6 +358,17 @@ class Scheduler:
             job.growth = max(job.growth, n_items)
             self._settle(job, n_items)
 
+    def drop_map(self, job_id: int, now: float) -> tuple[list[int], list[Action]]:
+        """Give out no more items of a map; returns those that waited. What workers and the caller have goes on."""
+        job = self._jobs.get(job_id)
+        if job is None:
+            return [], []
+        waiting = self.waiting_items(job_id)
+        job.next, job.closed = job.n_items, True
+        job.returned.clear()
+        self._settle(job, len(waiting))
+        return waiting, self._act(now)
+
     def cancel_map(self, job_id: int) -> None:
         """Nobody wants more results of this map: items that wait are dropped, those with workers end unheard."""
         job = self._jobs.pop(job_id, None)
@@ -390,10 +409,7 @@ class Scheduler:
         del worker.chunks[chunk_id]
         if chunk.job_id is None:
             for task_id in chunk.items:
-                self._task_keys.pop(task_id, None)
-                self._alone.discard(task_id)
-                if self._attempts:
-                    self._attempts.pop((None, task_id), None)
+                self._forget_task(task_id)
         self._place(worker_id, worker, now)
         actions: list[Action] = []
         if worker.state is _State.READY and not worker.chunks and self._should_leave(worker):
@@ -422,7 +438,12 @@ class Scheduler:
             self._n_starting -= 1
             self._failed_starts += 1
             if self._failed_starts >= _FAILED_STARTS:
-                return [BreakPool()]
+                if not self.n_ready:
+                    self._is_over = True
+                    return [BreakPool()]
+                # Those that run carry on for a while: descriptors or memory may be short just now.
+                doublings = min(self._failed_starts - _FAILED_STARTS, _START_AGAIN_DOUBLINGS)
+                self._start_again_at = now + _START_AGAIN_S * 2**doublings
         elif worker.state is _State.RETIRING:
             self._n_retiring -= 1
         for chunk in reversed(worker.chunks.values()):
@@ -431,9 +452,14 @@ class Scheduler:
 
     def _recover(self, chunk: Chunk, running: tuple[int, int, int] | None, worker_id: int) -> list[Action]:
         """Sort a lost chunk's items into those that fail and those that others may run."""
+        if chunk.job_id is None:
+            for item in chunk.items[: chunk.n_done]:
+                self._forget_task(item)
+        if self._is_over or (chunk.job_id is not None and chunk.job_id not in self._jobs):
+            return []
         first = last = chunk.n_done
         if running is not None and running[0] == chunk.chunk_id:
-            first, last = max(running[1], chunk.n_done), running[1] + running[2]
+            first, last = max(running[1], chunk.n_done), max(running[1] + running[2], chunk.n_done)
         failed, again = [], list(chunk.items[chunk.n_done : first])
         for item in chunk.items[first:last]:
             attempt = self._attempts.get((chunk.job_id, item), 0)
@@ -447,13 +473,11 @@ class Scheduler:
             keys = self._task_keys
             self._queue.extendleft((item, keys.pop(item)) for item in reversed(again))
             for item in failed:
-                keys.pop(item, None)
-                self._alone.discard(item)
+                self._forget_task(item)
         else:
-            job = self._jobs.get(chunk.job_id)
-            if job is not None:
-                job.returned.extendleft(reversed(again))
-                self._settle(job, len(failed))
+            job = self._jobs[chunk.job_id]
+            job.returned.extendleft(reversed(again))
+            self._settle(job, len(failed))
         return [FailItems(chunk.job_id, tuple(failed), worker_id)] if failed else []
 
     # ------------------------------------------------------------------ the pool itself
@@ -477,7 +501,7 @@ class Scheduler:
             oldest = self._workers[next(iter(self._idle))]
             times.append(oldest.idle_since + self._idle_timeout_s - now)
         if self._queue and not self._n_starting and self.n_ready < self.worker_limit:
-            times.append(self._queue_since + self._cost_model.worker_start_s - now)
+            times.append(max(self._queue_since + self._start_s(), self._start_again_at) - now)
         return max(min(times), 0.0) if times else None
 
     def resize(self, max_workers: int, now: float) -> list[Action]:
@@ -493,6 +517,16 @@ class Scheduler:
         """No more work will come; workers leave when all that came is done."""
         self._stopping = True
         return self._act(now)
+
+    def give_up(self) -> list[Action]:
+        """The pool is broken or was ended: all work is forgotten, every worker ends, and none starts any more."""
+        self._stopping = self._is_over = True
+        self._queue.clear()
+        self._jobs.clear()
+        self._task_keys.clear()
+        self._alone.clear()
+        self._attempts.clear()
+        return [self._kill(worker_id, worker) for worker_id, worker in self._workers.items()]
 
     def drop_queue(self) -> list[int]:
         """Forget the submitted tasks that wait, and return their ids."""
@@ -530,21 +564,22 @@ class Scheduler:
         """Give out what may be given out, then see whether the number of workers is right."""
         actions: list[Action] = []
         live = self._n_starting + self.n_ready
-        if not self._queue and len(self._turn) == 1 and not self._stopping:
-            if self._min_workers <= live <= self.worker_limit:
-                return actions  # nothing waits and nobody is too many
+        is_calm = not self._queue and len(self._turn) == 1 and not self._stopping
+        if is_calm and self._min_workers <= live <= self.worker_limit:
+            return actions  # nothing waits and nobody is too many
         self._assign(actions, now)
         if self._stopping and not self._queue and not self._jobs:
             for worker_id, worker in list(self._workers.items()):
                 if worker.state is _State.STARTING:
-                    actions.append(KillWorker(worker_id))
-                    self._n_starting -= 1
-                    self._n_retiring += 1
-                    worker.state = _State.RETIRING
+                    actions.append(self._kill(worker_id, worker))
                 elif worker.state is _State.READY and not worker.chunks:
                     actions.append(self._retire(worker_id, worker))
             return actions
         surplus = self._n_starting + self.n_ready - self.worker_limit
+        if surplus > 0 and self._n_starting:  # those that have loaded nothing yet go first
+            starting = [pair for pair in self._workers.items() if pair[1].state is _State.STARTING]
+            actions.extend(self._kill(*pair) for pair in starting[-surplus:])
+            surplus = self._n_starting + self.n_ready - self.worker_limit
         while surplus > 0 and self._idle:
             worker_id = next(iter(self._idle))
             actions.append(self._retire(worker_id, self._workers[worker_id]))
@@ -570,7 +605,7 @@ class Scheduler:
             self._place(worker_id, worker, now)
             actions.append(SendChunk(worker_id, chunk))
 
-    def _next_source(self) -> int | None | bool:
+    def _next_source(self) -> int | bool | None:
         """The source whose turn it is (None: the queue); False when nothing waits."""
         for _ in range(len(self._turn)):
             source = self._turn[0]
@@ -591,10 +626,6 @@ class Scheduler:
 
     def _cut(self, source: int | None, worker_id: int, worker: _Worker, waits: bool) -> Chunk | None:
         """The next chunk of a source for a worker; None if it should not wait behind what the worker has."""
-        if waits:
-            ahead = next(iter(worker.chunks.values()))
-            if ahead.expected_s is None or ahead.expected_s > _PREFETCH_BELOW_S:
-                return None
         most = None
         if self._max_tasks_per_child is not None:
             most = self._max_tasks_per_child - worker.n_given
@@ -633,7 +664,8 @@ class Scheduler:
         return items, total
 
     def _cut_map(self, job: _Job, worker_id: int, most: int | None, waits: bool) -> Chunk | None:
-        t = self._cost_model.mean_s(job.key)
+        model = self._cost_model
+        t = model.mean_s(job.key) if job.growth else model.cautious_mean_s(job.key)
         n = max(min(self.n_ready + self._n_starting, self.worker_limit), 1)
         remaining = job.n_waiting
         if waits and (t is None or remaining <= n):
@@ -665,7 +697,7 @@ class Scheduler:
         if not worker.chunks:
             worker.idle_since = now
             self._idle[worker_id] = None
-        elif len(worker.chunks) < _DEPTH:
+        elif len(worker.chunks) < _DEPTH and _ends_soon(next(iter(worker.chunks.values()))):
             self._partial[worker_id] = None
 
     def _should_leave(self, worker: _Worker) -> bool:
@@ -681,6 +713,15 @@ class Scheduler:
         self._partial.pop(worker_id, None)
         return RetireWorker(worker_id)
 
+    def _kill(self, worker_id: int, worker: _Worker) -> KillWorker:
+        if worker.state is not _State.RETIRING:
+            self._n_starting -= worker.state is _State.STARTING
+            self._n_retiring += 1
+            worker.state = _State.RETIRING
+        self._idle.pop(worker_id, None)
+        self._partial.pop(worker_id, None)
+        return KillWorker(worker_id)
+
     def _demand(self, now: float) -> int:
         """Workers to start for what waits, beyond those that are starting."""
         if self._idle:
@@ -695,14 +736,13 @@ class Scheduler:
         return max(for_maps - live, for_queue, 0)
 
     def _queue_demand(self, now: float) -> int:
-        """Workers that the submitted tasks deserve: one each while they are unknown or long, else one per start time of work."""
-        start_s = max(self._cost_model.worker_start_s, _LEAST_START_S)
+        """Workers that the submitted tasks deserve: one each if unknown or long, else one a start time of work."""
+        start_s = self._start_s()
         room = self.worker_limit - self.n_ready
-        seen, backlog_s = 0, 0.0
-        for _, key in self._queue:
+        backlog_s = 0.0
+        for seen, (_, key) in enumerate(self._queue, 1):
             t = self._cost_model.mean_s(key)
             backlog_s += t if t is not None else start_s
-            seen += 1
             if seen > 2 * room or backlog_s >= room * start_s:
                 backlog_s *= len(self._queue) / seen
                 break
@@ -711,9 +751,16 @@ class Scheduler:
             enough = 1
         return min(enough, len(self._queue))
 
+    def _start_s(self) -> float:
+        return max(self._cost_model.worker_start_s, _LEAST_START_S)
+
     def _start(self, n_workers: int, now: float) -> list[Action]:
         actions: list[Action] = []
-        room = self.worker_limit - self._n_starting - self.n_ready
+        room = self.worker_limit - self._n_starting - self.n_ready if not self._is_over else 0
+        if self._failed_starts >= _FAILED_STARTS:
+            if self.n_ready and now < self._start_again_at:
+                return actions
+            room = min(room, 1 - self._n_starting)  # one tells as much as many
         for _ in range(min(n_workers, room)):
             self._ids += 1
             self._workers[self._ids] = _Worker(now)
@@ -727,7 +774,18 @@ class Scheduler:
             del self._jobs[job.job_id]
             self._forget_attempts(job.job_id)
 
+    def _forget_task(self, task_id: int) -> None:
+        self._task_keys.pop(task_id, None)
+        self._alone.discard(task_id)
+        if self._attempts:
+            self._attempts.pop((None, task_id), None)
+
     def _forget_attempts(self, job_id: int) -> None:
         if self._attempts:
             for key in [key for key in self._attempts if key[0] == job_id]:
                 del self._attempts[key]
+
+
+def _ends_soon(chunk: Chunk) -> bool:
+    """Whether another chunk may wait behind this one."""
+    return chunk.expected_s is not None and chunk.expected_s <= _PREFETCH_BELOW_S

@@ -75,10 +75,16 @@ class BlockWriter:
         if self._fd < 0:
             self._fd = create()
         padding = -self.nbytes % _ALIGNMENT
-        if padding:
-            write_all(self._fd, bytes(padding))
         offset = self.nbytes + padding
-        write_all(self._fd, buffer)
+        try:
+            if padding:
+                write_all(self._fd, bytes(padding))
+            write_all(self._fd, buffer)
+        except BaseException:
+            # What was written of it would shift the buffers that follow.
+            os.lseek(self._fd, self.nbytes, os.SEEK_SET)
+            os.ftruncate(self._fd, self.nbytes)
+            raise
         self.nbytes = offset + buffer.nbytes
         return offset
 

@@ -27,6 +27,8 @@ HEADER = struct.Struct("<IBB")
 FRAME_NBYTES = 64 << 10
 #: Read at most this much at once, in bytes.
 READ_NBYTES = 128 << 10
+#: Stands for descriptors that this process had no room for.
+LOST = -1
 #: Descriptors in one frame at most; far below the kernel's 253.
 _MAX_FDS = 16
 _CMSG_NBYTES = socket.CMSG_SPACE(_MAX_FDS * array.array("i").itemsize) if hasattr(socket, "CMSG_SPACE") else 0
@@ -48,8 +50,18 @@ class Frame:
         self.fds = ()
 
 
-def make_frame(message: object, block_fd: int | None = None) -> Frame:
-    """Frame of a message; `block_fd` (which the frame owns from now on) is the block that it refers to."""
+def make_frame(message: tuple[Any, ...], block_fd: int | None = None, *, head: int = 2) -> Frame:
+    """Frame of a message.
+
+    Parameters
+    ----------
+    message
+        What to send.
+    block_fd
+        The block that it refers to; the frame owns it from now on.
+    head
+        Elements of the message that its receiver gets even if it has no room for the descriptor of the message's body.
+    """
     fds = () if block_fd is None else (block_fd,)
     try:
         body = pickle.dumps(message, 5)
@@ -58,10 +70,11 @@ def make_frame(message: object, block_fd: int | None = None) -> Frame:
         spill = blocks.create()
         fds = (*fds, spill)
         blocks.write_all(spill, body)
+        stub = pickle.dumps(message[:head], 5)
     except BaseException:
         blocks.close_all(fds)
         raise
-    return Frame(HEADER.pack(0, len(fds), 1), fds)
+    return Frame(HEADER.pack(len(stub), len(fds), 1) + stub, fds)
 
 
 class Receiver:
@@ -73,14 +86,21 @@ class Receiver:
         self._target = [self._view]
 
     def receive(self, sock: socket.socket, flags: int = 0) -> tuple[memoryview, list[int]]:
-        """One read: bytes (none at the end of the stream; valid until the next read) and descriptors."""
-        nbytes, ancillary, _, _ = sock.recvmsg_into(self._target, _CMSG_NBYTES, _RECV_FLAGS | flags)
+        """One read: bytes (none at the end of the stream; valid until the next read) and descriptors.
+
+        A read ends behind the bytes that descriptors came with, so they are those of one frame. When this process has no
+        room for them all, they are [LOST].
+        """
+        nbytes, ancillary, what, _ = sock.recvmsg_into(self._target, _CMSG_NBYTES, _RECV_FLAGS | flags)
         fds: list[int] = []
         for level, kind, payload in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                 received = array.array("i")
                 received.frombytes(payload[: len(payload) - len(payload) % received.itemsize])
                 fds.extend(received)
+        if what & socket.MSG_CTRUNC:
+            blocks.close_all(fds)
+            fds = [LOST]
         return self._view[:nbytes], fds
 
 
@@ -117,7 +137,10 @@ class FrameReader:
 
     def _claim(self, body: memoryview, n_fds: int, is_spilled: int) -> tuple[Any, int | None]:
         """A message that came with descriptors: its block, and a body too large for a frame."""
-        fds = [self._fds.popleft() for _ in range(n_fds)]
+        fds = [self._fds.popleft()]
+        if fds[0] == LOST:
+            return pickle.loads(body), LOST
+        fds += [self._fds.popleft() for _ in range(n_fds - 1)]
         if not is_spilled:
             return pickle.loads(body), fds[0]
         spill = fds.pop()
@@ -129,7 +152,7 @@ class FrameReader:
 
     def close(self) -> None:
         """Close descriptors that no complete frame claimed."""
-        blocks.close_all(self._fds)
+        blocks.close_all([fd for fd in self._fds if fd != LOST])
         self._fds.clear()
 
 
@@ -145,7 +168,7 @@ class Channel:
         self.sock = sock
         self._out: deque[Frame] = deque()
         self._rest = b""  # of the frame being sent; guarded by _sending
-        # Held by the thread that sends; never waited for.
+        # Held by the thread that sends, which never blocks; waited for by `close` alone.
         self._sending = threading.Lock()
         self._is_closed = False
 
@@ -207,5 +230,6 @@ class Channel:
     def close(self) -> None:
         """Close the socket and drop what was not sent."""
         self._is_closed = True
-        self.flush()
-        self.sock.close()
+        with self._sending:  # a sender is done in no time; else it might write to another file with the same descriptor
+            self._drain()
+            self.sock.close()

@@ -12,6 +12,7 @@ Owned by the I/O thread, except `post`, `wake`, `kill` and `pids` (any thread).
 
 from __future__ import annotations
 
+import contextlib
 import os
 import selectors
 import signal
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 #: Frames of one worker handled in a row before others get a turn, in reads.
 _READS_PER_TURN = 8
+#: Descriptors that the start of a process takes for a moment; counted with strace, and doubled.
+_START_DESCRIPTORS = 32
 #: At most this much of a crash report is kept, in bytes.
 _FAULT_NBYTES = 16 << 10
 
@@ -73,7 +76,7 @@ class _Process(Protocol):
 class _Worker:
     """One worker process as the parent sees it."""
 
-    def __init__(self, worker_id: int, process: _Process, channel: Channel) -> None:
+    def __init__(self, worker_id: int, process: _Process, channel: Channel, memory: _SharedMemory) -> None:
         self.worker_id = worker_id
         self.process = process
         self.pid = process.pid
@@ -88,20 +91,21 @@ class _Worker:
             except OSError:
                 self.pidfd = -1  # a kernel or sandbox without it: the sentinel has to do
         self.end_fd = self.pidfd if self.pidfd >= 0 else process.sentinel
-        self.status_fd = blocks.create_sized(StatusBlock.NBYTES)
-        self.status = StatusBlock(self.status_fd)
-        self.fault_fd = blocks.create()
+        self.memory = memory
+        self.status = memory.status
 
-    def fault(self) -> str:
-        """What faulthandler wrote as the process ended."""
-        nbytes = min(blocks.size(self.fault_fd), _FAULT_NBYTES)
-        return blocks.read_all(self.fault_fd, nbytes).decode(errors="replace") if nbytes else ""
+    def exitcode(self) -> int | None:
+        """Exit status of a process that has ended; None if it is not to be had."""
+        # Asked before `join`, which waits for the sentinel: a child that the worker forked may keep that open.
+        if self.process.exitcode is None and self.pidfd < 0:
+            self.process.join(timeout=5)
+        self.process.join(timeout=0)
+        return self.process.exitcode
 
     def close(self) -> None:
         self.channel.close()
         self.reader.close()
-        self.status.close()
-        blocks.close_all([self.status_fd, self.fault_fd])
+        self.memory.close()
         if self.pidfd >= 0:
             os.close(self.pidfd)
             self.pidfd = -1
@@ -109,8 +113,36 @@ class _Worker:
     def drop_after_fork(self) -> None:
         """In the child of a fork: close the copies of the descriptors, touch nothing that is shared."""
         self.channel.sock.close()
-        blocks.close_all([fd for fd in (self.status_fd, self.fault_fd, self.pidfd) if fd >= 0])
-        self.status_fd = self.fault_fd = self.pidfd = -1
+        self.memory.drop_after_fork()
+        if self.pidfd >= 0:
+            os.close(self.pidfd)
+            self.pidfd = -1
+
+
+class _SharedMemory:
+    """What a worker leaves behind when it dies: its status, and what faulthandler wrote."""
+
+    def __init__(self) -> None:
+        self.status_fd = blocks.create_sized(StatusBlock.NBYTES)
+        try:
+            self.status = StatusBlock(self.status_fd)
+            self.fault_fd = blocks.create()
+        except BaseException:
+            os.close(self.status_fd)
+            raise
+
+    def fault(self) -> str:
+        """What faulthandler wrote as the process ended."""
+        nbytes = min(blocks.size(self.fault_fd), _FAULT_NBYTES)
+        return blocks.read_all(self.fault_fd, nbytes).decode(errors="replace") if nbytes else ""
+
+    def close(self) -> None:
+        self.status.close()
+        blocks.close_all([self.status_fd, self.fault_fd])
+
+    def drop_after_fork(self) -> None:
+        """In the child of a fork."""
+        blocks.close_all([self.status_fd, self.fault_fd])
 
 
 class WorkerPool:
@@ -128,7 +160,7 @@ class WorkerPool:
 
     def __init__(self, context: BaseContext | str | None, env: dict[str, str]) -> None:
         self._context_or_name = context
-        self._context: BaseContext | None = None
+        self.context: BaseContext | None = None  # set by `prepare`
         self._env = env
         self.init_message: Any = None  # called for each worker: gives the frame of INIT
         self._workers: dict[int, _Worker] = {}
@@ -139,7 +171,8 @@ class WorkerPool:
         self._selector.register(self._wake_r, selectors.EVENT_READ, None)
         self._receiver: Receiver | None = None  # made by the I/O thread: its memory takes time
         self._want_write: set[int] = set()
-        # Guards _to_watch and _is_awake; held for a few operations on them.
+        self._life_pipe: tuple[int, int] | None = None
+        # Guards _to_watch, _is_awake and workers' is_reaped; held for a few operations on them.
         self._lock = threading.Lock()
         self._to_watch: set[int] = set()  # workers whose socket was full when another thread sent
         self._is_awake = False
@@ -147,6 +180,17 @@ class WorkerPool:
         _pools.add(self)
 
     # ------------------------------------------------------------------ any thread
+
+    def prepare(self) -> None:
+        """Import what the start of a process takes, if that was not done."""
+        from .. import errors  # noqa: F401  (while that is possible: its base cannot be imported at the interpreter's end)
+
+        self.context = resolve_context(self._context_or_name)
+
+    @property
+    def can_start(self) -> bool:
+        """Whether processes can be started even while the interpreter ends."""
+        return self.context is not None
 
     def post(self, worker_id: int, frame: Frame) -> None:
         """Send a frame to a worker; dropped if the worker is gone (its end is or will be reported)."""
@@ -180,15 +224,16 @@ class WorkerPool:
     def kill(self, worker_id: int, signum: int = signal.SIGKILL) -> None:
         """Send a signal to a worker that was not reaped yet."""
         worker = self._workers.get(worker_id)
-        if worker is None or worker.is_reaped or worker.pid is None:
-            return
-        try:
-            if worker.pidfd >= 0 and hasattr(signal, "pidfd_send_signal"):
-                signal.pidfd_send_signal(worker.pidfd, signum)
-            else:
-                os.kill(worker.pid, signum)
-        except (ProcessLookupError, OSError):
-            pass  # it ended in between: the I/O thread is told by the kernel
+        with self._lock:  # its number may soon be another's
+            if worker is None or worker.is_reaped or worker.pid is None:
+                return
+            try:
+                if worker.pidfd >= 0 and hasattr(signal, "pidfd_send_signal"):
+                    signal.pidfd_send_signal(worker.pidfd, signum)
+                else:
+                    os.kill(worker.pid, signum)
+            except OSError:
+                pass  # it ended in between: the I/O thread is told by the kernel
 
     def pids(self) -> dict[int, int]:
         """Process ids by worker."""
@@ -198,36 +243,66 @@ class WorkerPool:
 
     def start(self, worker_id: int) -> Ended | None:
         """Start a process; `Ended` with the error if that is not possible."""
-        ours, theirs = socket.socketpair()
-        worker: _Worker | None = None
-        try:
-            process = self._make_process(worker_id, theirs)
-            with warnings.catch_warnings():
-                # Forking beside threads was the caller's explicit choice (mp_context="fork").
-                warnings.simplefilter("ignore", DeprecationWarning)
-                process.start()
-            worker = _Worker(worker_id, process, Channel(ours))
-            worker.channel.post(make_frame((protocol.ATTACH, "status"), os.dup(worker.status_fd)))
-            worker.channel.post(make_frame((protocol.ATTACH, "faults"), os.dup(worker.fault_fd)))
-            is_sent = worker.channel.post(self.init_message())
-        except Exception as error:
-            if worker is not None:
-                worker.close()
-            ours.close()
-            return Ended(worker_id, None, None, None, "", error)
-        finally:
-            theirs.close()
+        with contextlib.ExitStack() as undo:  # what must not stay if a later step fails
+            try:
+                _check_descriptors(self._wake_r.fileno())
+                ours, theirs = socket.socketpair()
+                undo.callback(ours.close)
+                with theirs:
+                    memory = _SharedMemory()
+                    undo.callback(memory.close)
+                    process = self._make_process(worker_id, theirs)
+                    self._start_process(process)
+                undo.callback(_kill_process, process)
+                worker = _Worker(worker_id, process, Channel(ours), memory)
+                frames = [
+                    make_frame((protocol.ATTACH, "status"), os.dup(memory.status_fd)),
+                    make_frame((protocol.ATTACH, "faults"), os.dup(memory.fault_fd)),
+                    make_frame((protocol.ATTACH, "life"), os.dup(self._life()[0])),
+                    self.init_message(),
+                ]
+                self._selector.register(ours, selectors.EVENT_READ, (worker, "channel"))
+                self._selector.register(worker.end_fd, selectors.EVENT_READ, (worker, "end"))
+            except Exception as error:
+                return Ended(worker_id, None, None, None, "", error)
+            undo.pop_all()
         self._workers[worker_id] = worker
-        self._selector.register(ours, selectors.EVENT_READ, (worker, "channel"))
-        self._selector.register(worker.end_fd, selectors.EVENT_READ, (worker, "end"))
-        if not is_sent:
+        if not all([worker.channel.post(frame) for frame in frames]):
             self._watch_writes(worker_id)
         return None
 
+    def _life(self) -> tuple[int, int]:
+        """The pipe whose write end only this process has: when it closes, the kernel ends the workers."""
+        if self._life_pipe is None:
+            self._life_pipe = os.pipe()
+        return self._life_pipe
+
+    def _close_life(self) -> None:
+        if self._life_pipe is not None:
+            blocks.close_all(self._life_pipe)
+            self._life_pipe = None
+
+    def _start_process(self, process: Any) -> None:
+        """Start a process that Ctrl-C does not reach until it can ignore it."""
+        method = self.context.get_start_method() if self.context is not None else None
+        if method == "fork":
+            with warnings.catch_warnings():
+                # Forking beside threads was the caller's explicit choice.
+                warnings.simplefilter("ignore", DeprecationWarning)
+                process.start()
+        elif method == "forkserver":
+            process.start()  # its server is not ours alone, and ignores Ctrl-C
+        else:
+            blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited
+            try:
+                process.start()
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
     def _make_process(self, worker_id: int, theirs: socket.socket) -> Any:
-        if self._context is None:
-            self._context = resolve_context(self._context_or_name)
-        context: Any = self._context
+        if self.context is None:
+            self.prepare()
+        context: Any = self.context
         name = f"AmorsizeWorker-{worker_id}"
         args = (theirs, os.getpid(), self._env)
         if context.get_start_method() == "loky":
@@ -314,9 +389,9 @@ class WorkerPool:
         self._selector.unregister(worker.end_fd)
         with self._lock:
             worker.is_reaped = True
-        worker.process.join(timeout=5)
+        exitcode = worker.exitcode()
         worker.reader.close()
-        fault = worker.fault()
+        fault = worker.memory.fault()
         try:
             for content, block_fd in FrameReader().feed(memoryview(worker.status.unsent())):
                 on_message(Message(worker.worker_id, content, block_fd))
@@ -325,7 +400,7 @@ class WorkerPool:
         running = worker.status.running()
         del self._workers[worker.worker_id]
         worker.close()
-        on_end(Ended(worker.worker_id, worker.pid, worker.process.exitcode, running, fault))
+        on_end(Ended(worker.worker_id, worker.pid, exitcode, running, fault))
 
     def close(self) -> None:
         """Release everything; workers must have ended."""
@@ -334,6 +409,7 @@ class WorkerPool:
         self._selector.close()
         self._wake_r.close()
         self._wake_w.close()
+        self._close_life()
         for worker in self._workers.values():
             worker.close()
         self._workers.clear()
@@ -344,9 +420,25 @@ class WorkerPool:
         self._selector.close()
         self._wake_r.close()
         self._wake_w.close()
+        self._close_life()
         for worker in self._workers.values():
             worker.drop_after_fork()
         self._workers.clear()
+
+
+def _check_descriptors(fd: int) -> None:
+    """Raise the OSError of a lack of descriptors before a start begins, which would leak some and hide the reason."""
+    spare: list[int] = []
+    try:
+        for _ in range(_START_DESCRIPTORS):
+            spare.append(os.dup(fd))
+    finally:
+        blocks.close_all(spare)
+
+
+def _kill_process(process: Any) -> None:
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
 
 
 def resolve_context(context: BaseContext | str | None) -> BaseContext:

@@ -12,22 +12,22 @@ never are.
 from __future__ import annotations
 
 import faulthandler
+import fcntl
 import os
 import pickle
-import resource
 import select
 import signal
 import socket
-import sys
 import threading
 import time
 import traceback
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
+from .. import machine
 from . import blocks, protocol, serialize
-from .channel import FrameReader, Receiver, make_frame
+from .channel import LOST, FrameReader, Receiver, make_frame
 from .protocol import ERROR, SCALAR_ITEMS, SCALAR_TUPLES, SKIPPED, VALUE, StatusBlock
 
 #: Results wait at most this long for others of their chunk, in nanoseconds.
@@ -44,6 +44,8 @@ _SPIN_NS = 100_000
 _MAX_FUNCTIONS = 256
 #: Growth of peak memory that is worth a message, in bytes.
 _MEMORY_STEP = 1 << 20
+#: It is looked at when results leave, at most this often, in nanoseconds.
+_MEMORY_PERIOD_NS = 20_000_000
 
 
 def worker_main(sock: socket.socket, parent_pid: int, env: dict[str, str]) -> None:
@@ -60,15 +62,18 @@ def worker_main(sock: socket.socket, parent_pid: int, env: dict[str, str]) -> No
     """
     os.environ.update(env)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the parent decides
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # blocked by the parent, for what came before this
     sock.setblocking(True)
     _watch_parent(parent_pid)
     worker = _Worker(sock)
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=worker.become_copy)
     try:
         worker.serve()
     except (BrokenPipeError, ConnectionResetError):
         pass  # the parent is gone, and nobody is left to tell
     finally:
-        sock.close()
+        sock.detach()  # closed by the end of this process: what runs at its exit is not cut short
 
 
 def _watch_parent(parent_pid: int) -> None:
@@ -92,6 +97,21 @@ def _watch_parent(parent_pid: int) -> None:
         except OSError:
             pidfd = None  # a kernel or sandbox without it
     threading.Thread(target=wait_and_exit, name="amorsize-parent-watch", daemon=True).start()
+
+
+def _die_with(fd: int) -> None:
+    """Let the kernel kill this process when the other end of a pipe closes, which the parent holds and never writes to.
+
+    A thread cannot: C code of a task may hold the interpreter lock for as long as it likes.
+    """
+    try:
+        fd = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_NONBLOCK)  # all workers share the settings of the other
+    except OSError:  # without /proc
+        return
+    if hasattr(fcntl, "F_SETSIG"):  # Linux
+        fcntl.fcntl(fd, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGKILL)
+        fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_ASYNC)
 
 
 class _Function:
@@ -124,7 +144,13 @@ class _Worker:
         self._used = 0  # bytes of records in the status block
         self._flushed_ns = 0
         self._peak_nbytes = 0
+        self._memory_due_ns = 0
         self._cpu_ns = 0
+        self._is_copy = False  # a fork of the worker
+
+    def become_copy(self) -> None:
+        """In a child that a task forked: the channel belongs to the parent of it."""
+        self._is_copy = True
 
     # ------------------------------------------------------------------ messages in
 
@@ -135,6 +161,8 @@ class _Worker:
             if not data:
                 return
             for message, block_fd in self._reader.feed(data, fds):
+                if block_fd == LOST:
+                    return  # tasks have left no descriptors: others can do what this process cannot
                 try:
                     if not self._handle(message, block_fd):
                         return
@@ -161,8 +189,10 @@ class _Worker:
             assert block_fd is not None
             if message[1] == "status":
                 self._status = StatusBlock(block_fd)
-            else:
+            elif message[1] == "faults":
                 faulthandler.enable(os.dup(block_fd))
+            else:
+                _die_with(block_fd)
         elif code == protocol.INIT:
             return self._initialize(message[1], block_fd)
         elif code == protocol.EXIT:
@@ -254,6 +284,8 @@ class _Worker:
         except BaseException as e:  # sent to the caller, whatever it is
             error = e
         elapsed = time.perf_counter_ns() - start
+        if self._is_copy:
+            _end_copy(error)
         n = len(values) + (error is not None or is_skipped)
         if n > is_skipped:
             function.observe(n, elapsed)
@@ -280,7 +312,7 @@ class _Worker:
         else:
             self._cpu_ns = -1
         if error is None and not is_skipped and serialize.are_scalars(values):
-            self._append(make_frame((protocol.RESULTS, chunk_id, offset, n, elapsed_ns, cpu_ns, values)))
+            self._append(make_frame((protocol.RESULTS, chunk_id, offset, n, elapsed_ns, cpu_ns, values), head=6))
             return
         block = blocks.BlockWriter()
         try:
@@ -291,7 +323,7 @@ class _Worker:
                 outcomes.append((SKIPPED, None))
             message = (protocol.OUTCOMES, chunk_id, offset, n, elapsed_ns, cpu_ns, outcomes)
             try:
-                frame = make_frame(message, block.detach())
+                frame = make_frame(message, block.detach(), head=6)
             except OSError as no_room:
                 lost = [(ERROR, encode_error(no_room))] * n
                 frame = make_frame((protocol.OUTCOMES, chunk_id, offset, n, elapsed_ns, cpu_ns, lost))
@@ -333,10 +365,12 @@ class _Worker:
             self._used = 0
             status.words[3] = 0
         self._flushed_ns = time.perf_counter_ns()
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-        if peak > self._peak_nbytes + _MEMORY_STEP:
-            self._peak_nbytes = peak
-            self._send((protocol.MEMORY, peak))
+        if self._flushed_ns > self._memory_due_ns:
+            self._memory_due_ns = self._flushed_ns + _MEMORY_PERIOD_NS
+            peak = machine.peak_nbytes()
+            if peak > self._peak_nbytes + _MEMORY_STEP:
+                self._peak_nbytes = peak
+                self._send((protocol.MEMORY, peak))
 
     def _send(self, message: tuple[Any, ...]) -> None:
         self._send_frame(make_frame(message))
@@ -360,6 +394,17 @@ class _Worker:
             words[0] = chunk_id
 
 
+def _end_copy(error: BaseException | None) -> NoReturn:
+    """End a child that a task forked and that came back out of the task: its result is not the worker's."""
+    status = 0
+    if isinstance(error, SystemExit):
+        status = error.code if isinstance(error.code, int) else int(error.code is not None)
+    elif error is not None:
+        traceback.print_exception(type(error), error, error.__traceback__)
+        status = 1
+    os._exit(status)
+
+
 def _map(block_fd: int | None) -> memoryview:
     assert block_fd is not None
     return blocks.map_private(block_fd, blocks.size(block_fd))
@@ -371,9 +416,10 @@ def _decode_function(entry: serialize.Entry, block_fd: int | None) -> Callable[.
         function: Callable[..., Any] = serialize.decode(entry, lambda: _map(block_fd))
     except Exception as error:
         broken = add_note(error, "raised while the function of the task was unpickled in the worker")
+        where = broken.__traceback__
 
         def function(*args: Any, **kwargs: Any) -> Any:
-            raise broken
+            raise broken.with_traceback(where)  # which would grow from call to call
 
     return function
 
@@ -381,7 +427,10 @@ def _decode_function(entry: serialize.Entry, block_fd: int | None) -> Callable[.
 def add_note(error: BaseException, note: str) -> BaseException:
     """Attach a line to an exception (shown in tracebacks from Python 3.11 on)."""
     if hasattr(error, "add_note"):
-        error.add_note(note)
+        try:
+            error.add_note(note)
+        except Exception:  # of a class that takes no attributes: the note is a help, no need
+            pass
     return error
 
 
@@ -402,11 +451,17 @@ def encode_error(error: BaseException) -> bytes:
     text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
     try:
         data = serialize.dumps((error, text))
-        pickle.loads(data)
-    except Exception as problem:
-        from ..errors import SerializationError
+        loaded, _ = pickle.loads(data)
+        if isinstance(loaded, BaseException):
+            return data
+        problem: object = f"unpickling gives a {type(loaded).__qualname__!r} object"
+    except Exception as e:
+        problem = e
+    from ..errors import SerializationError
 
-        kind = type(error).__qualname__
-        told = SerializationError(f"the task raised {kind}({str(error)!r}), an exception that cannot be pickled: {problem}")
-        data = serialize.dumps((told, text))
-    return data
+    try:
+        shown = f"{type(error).__qualname__}({str(error)!r})"
+    except Exception:  # its own __str__ raises
+        shown = type(error).__qualname__
+    told = SerializationError(f"the task raised {shown}, an exception that cannot be pickled: {problem}")
+    return serialize.dumps((told, text))

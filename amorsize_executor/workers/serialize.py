@@ -29,7 +29,7 @@ INLINE_NBYTES = 16 << 10
 
 #: Types whose instances cannot change and that any process can unpickle: they need no copy and cannot fail.
 SCALARS = frozenset({int, float, complex, bool, str, bytes, type(None), range, type(Ellipsis)})
-#: A tuple of scalars counts as one up to this length.
+#: A tuple of scalars counts as one up to this length, and so does a tuple of such tuples.
 _TUPLE_LENGTH = 64
 
 _Buffer: TypeAlias = "bytes | bytearray | tuple[int, int, bool]"
@@ -38,10 +38,20 @@ Entry: TypeAlias = "bytes | tuple[bytes, tuple[_Buffer, ...]]"
 
 def is_scalar(obj: object) -> bool:
     """Whether an object is immutable through and through, and certain to pickle small enough to be copied freely."""
+    if type(obj) is tuple:
+        return len(obj) <= _TUPLE_LENGTH and all(map(_is_flat, obj))
+    return _is_plain(obj)
+
+
+def _is_flat(obj: object) -> bool:
+    """Whether an object is a scalar or a tuple of scalars: a limit, as tuples may be nested without end."""
+    if type(obj) is tuple:
+        return len(obj) <= _TUPLE_LENGTH and all(map(_is_plain, obj))
+    return _is_plain(obj)
+
+
+def _is_plain(obj: object) -> bool:
     kind = type(obj)
-    if kind is tuple:
-        items: tuple[object, ...] = obj  # type: ignore[assignment]  # exact type checked above
-        return len(items) <= _TUPLE_LENGTH and all(map(is_scalar, items))
     if kind is str or kind is bytes:
         return len(obj) <= 4096  # type: ignore[arg-type]  # exact type checked above
     return kind in SCALARS

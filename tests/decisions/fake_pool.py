@@ -50,9 +50,7 @@ class FakePool:
 
     def held(self) -> list[Item]:
         """Items that are with workers."""
-        return [
-            (chunk.job_id, item) for chunks in self.chunks.values() for chunk in chunks for item in left(chunk)
-        ]
+        return [(chunk.job_id, item) for chunks in self.chunks.values() for chunk in chunks for item in left(chunk)]
 
     def idle(self) -> list[int]:
         """Ready workers without work."""
@@ -165,7 +163,9 @@ class FakePool:
             self.ready.remove(action.worker_id)
             self.leaving.append(action.worker_id)
         elif isinstance(action, KillWorker):
-            self.starting.remove(action.worker_id)  # nothing is lost by it
+            for group in (self.starting, self.ready, self.leaving):
+                if action.worker_id in group:
+                    group.remove(action.worker_id)
             self.leaving.append(action.worker_id)
         elif isinstance(action, FailItems):
             self.failed.extend((action.job_id, item) for item in action.items)

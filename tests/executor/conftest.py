@@ -20,7 +20,7 @@ def _no_process_is_left_behind() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def executor() -> Iterator[AmorsizeExecutor]:
     """Two workers, shared by the tests of a module; all items run in them."""
-    with AmorsizeExecutor(max_workers=2, inline="never") as shared:
+    with AmorsizeExecutor(max_workers=2, min_workers=2, inline="never") as shared:
         yield shared
 
 

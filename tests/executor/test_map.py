@@ -277,7 +277,7 @@ def test_a_map_that_is_not_iterated_runs_in_the_background(
     ran = make_signal()
     results = either.map(partial(tasks.give, ran), range(20))
     ran.take(20)
-    assert list(results) == [None] * 20
+    assert list(results) == list(range(20))
 
 
 def test_an_iterator_that_is_closed_half_way_cancels_the_rest(make_signal: Callable[[], Signal]) -> None:
@@ -316,7 +316,7 @@ def test_a_map_that_is_never_iterated_is_still_run_before_shutdown_returns(make_
         executor.map(partial(tasks.give, ran), range(30))
         unused = executor.map(partial(tasks.give, ran), range(30))
     assert ran.count() == 60
-    assert list(unused) == [None] * 30
+    assert list(unused) == list(range(30))
 
 
 def test_results_can_be_taken_after_shutdown(either: AmorsizeExecutor) -> None:
@@ -339,7 +339,6 @@ def test_cancelling_shutdown_ends_a_map_with_cancelled_error(make_signal: Callab
 
 
 def test_results_that_nobody_will_take_are_not_kept(executor: AmorsizeExecutor, make_signal: Callable[[], Signal]) -> None:
-    gone = threading.Event()
     ran = make_signal()
     executor.map(partial(_traced, ran), [0])
     ran.take()
@@ -347,7 +346,6 @@ def test_results_that_nobody_will_take_are_not_kept(executor: AmorsizeExecutor, 
         executor.submit(tasks.square, 2).result(LIMIT_S)
     gc.collect()
     assert not [o for o in gc.get_objects() if type(o) is _Traced]
-    assert not gone.is_set()
 
 
 class _Traced:
@@ -491,9 +489,7 @@ def test_the_plan_of_a_tiny_map_is_serial() -> None:
     assert (plan.n_items, plan.n_inline, plan.n_chunks, plan.n_workers) == (100, 100, 0, 0)
     assert plan.item_s is not None
     assert plan.serial_s is not None
-    assert plan.predicted_s is not None
     assert plan.constraint == ""
-    assert 0 in dict(plan.considered)
     assert "serial" in plan.reason
 
 

@@ -19,7 +19,7 @@ from concurrent.futures import TimeoutError as FuturesTimeout
 
 import pytest
 
-from amorsize_executor import AmorsizeExecutor
+from amorsize_executor import AmorsizeExecutor, CostModel
 
 from . import tasks
 from .tools import LIMIT_S, Signal
@@ -322,3 +322,20 @@ def test_the_first_submits_may_come_from_many_threads() -> None:
         for thread in threads:
             thread.join(LIMIT_S)
     assert results == [9] * 8
+
+
+@pytest.mark.xfail(strict=True, reason="a short task is sent ahead to a worker, and cannot be taken back from it")
+@pytest.mark.timeout(20)
+def test_no_task_waits_behind_a_blocked_one_while_another_worker_may_start(make_signal: Callable[[], Signal]) -> None:
+    model, go = CostModel(), make_signal()
+    with AmorsizeExecutor(max_workers=2, cost_model=model) as executor:
+        go.give()
+        executor.submit(tasks.take_then, go, 0).result()  # known to be short from now on, and so is the next one
+        executor.submit(tasks.square, 2).result()
+        blocked = executor.submit(tasks.take_then, go, 1)
+        other = executor.submit(tasks.square, 3)
+        try:
+            assert other.result(timeout=5) == 9
+        finally:
+            go.give()
+        assert blocked.result(LIMIT_S) == 1

@@ -31,7 +31,7 @@ class Signal:
         self._kept_fd = os.open(self.path, os.O_RDWR)  # keeps permits that nobody has taken yet
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _attach, (self.path,)
+        return attach_signal, (self.path,)
 
     def give(self, n: int = 1) -> None:
         """Let `n` takers pass."""
@@ -71,7 +71,8 @@ class Signal:
         os.unlink(self.path)
 
 
-def _attach(path: str) -> Signal:
+def attach_signal(path: str) -> Signal:
+    """The signal of another process."""
     attached = object.__new__(Signal)
     attached.path = path
     return attached

@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import pytest
+
+from amorsize_executor.decisions import planner
+from amorsize_executor.decisions.cost_model import FunctionCost
+from amorsize_executor.decisions.planner import Plan, PoolState, chunk_size, format_time, inline_batch, plan_map
+
+COLD = PoolState(n_ready=0, max_workers=4, n_cpus=4, worker_start_s=0.1)
+WARM = COLD._replace(n_ready=4)
+
+
+def cost(item_s: float, *, std_s: float = 0.0, cpu_share: float = 1.0, carry_s: float = 1e-6) -> FunctionCost:
+    return FunctionCost(item_s, std_s, cpu_share, carry_s, nbytes=0.0, n_items=100)
+
+
+def plan(n_items: int, item_s: float, pool: PoolState = WARM, *, inline: bool = True, cpu_share: float = 1.0) -> Plan:
+    return plan_map("f", n_items, cost(item_s, cpu_share=cpu_share), pool, inline=inline)
+
+
+# serial or parallel
+
+
+@pytest.mark.parametrize("pool", [COLD, WARM])
+@pytest.mark.parametrize("item_s", [1e-7, 1e-6])
+def test_tiny_work_stays_serial(pool: PoolState, item_s: float) -> None:
+    chosen = plan(100, item_s, pool)
+    assert chosen.is_serial
+    assert chosen.predicted_s == chosen.serial_s
+
+
+def test_long_work_goes_to_all_workers() -> None:
+    chosen = plan(1000, 0.1)
+    assert chosen.n_workers == 4
+    assert chosen.estimated_speedup == pytest.approx(4, rel=0.05)
+
+
+def test_work_that_ends_before_a_worker_could_start_stays_serial() -> None:
+    assert plan(10, 5e-3, COLD).is_serial
+    assert not plan(10, 5e-3, WARM).is_serial
+
+
+def test_items_that_cost_more_to_carry_than_to_run_stay_serial() -> None:
+    heavy = cost(1e-4, carry_s=1e-3)
+    assert plan_map("f", 10_000, heavy, WARM, inline=True).is_serial
+
+
+def test_single_item_needs_no_worker() -> None:
+    assert plan(1, 10.0).is_serial
+
+
+def test_there_are_no_more_workers_than_items() -> None:
+    assert plan(3, 1.0).n_workers == 3
+
+
+def test_cpu_bound_work_gains_nothing_from_more_workers_than_cpus() -> None:
+    many = PoolState(n_ready=0, max_workers=16, n_cpus=4, worker_start_s=0.1)
+    assert plan(10_000, 0.01, many).n_workers <= 5
+
+
+def test_waiting_work_uses_more_workers_than_cpus() -> None:
+    many = PoolState(n_ready=16, max_workers=16, n_cpus=4, worker_start_s=0.1)
+    assert plan(1000, 0.1, many, cpu_share=0.1).n_workers == 16
+
+
+def test_unknown_function_begins_in_the_caller() -> None:
+    chosen = plan_map("f", 100, None, COLD, inline=True)
+    assert chosen.is_serial
+    assert "its first item tells" in chosen.reason
+
+
+def test_unknown_function_that_may_not_run_in_the_caller_gets_all_workers_and_single_items() -> None:
+    chosen = plan_map("f", 100, None, COLD, inline=False, constraint="inline='never'")
+    assert (chosen.n_workers, chosen.chunksize) == (4, 1)
+    assert "inline='never'" in chosen.reason
+
+
+def test_what_may_not_run_in_the_caller_goes_to_workers_however_tiny() -> None:
+    chosen = plan_map("f", 10, cost(1e-7), COLD, inline=False, constraint="there is an initializer")
+    assert chosen.n_workers >= 1
+    assert "initializer" in chosen.reason
+
+
+def test_plan_considers_serial_and_every_small_number_of_workers() -> None:
+    assert [n for n, _ in plan(1000, 0.1).considered] == [0, 1, 2, 3, 4]
+
+
+def test_thousands_of_workers_are_not_tried_one_by_one() -> None:
+    many = PoolState(n_ready=1000, max_workers=1000, n_cpus=1000, worker_start_s=0.1)
+    considered = plan(1_000_000, 1e-3, many).considered
+    assert len(considered) < 50
+    assert considered[-1][0] == 1000
+
+
+def test_plan_tells_what_was_chosen_and_why() -> None:
+    text = str(plan(1000, 0.1))
+    assert "1,000 items" in text
+    assert "4 workers" in text
+    assert "instead of 100 s in a serial loop" in text
+
+
+def test_serial_plan_names_what_workers_would_have_cost() -> None:
+    assert "against" in plan(10, 5e-3, COLD).reason
+
+
+# chunks
+
+
+def test_unknown_items_travel_one_by_one() -> None:
+    assert chunk_size(1000, 4, None, known=False) == 1
+
+
+def test_chunks_shrink_to_the_end() -> None:
+    sizes = []
+    remaining = 10_000
+    while remaining:
+        sizes.append(chunk_size(remaining, 4, 1e-5, known=True))
+        remaining -= sizes[-1]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] == 10_000 // 8
+    assert sum(sizes) == 10_000
+
+
+def test_overhead_of_a_chunk_is_a_small_share_of_it() -> None:
+    size = chunk_size(200_000, 2, 1e-7, known=True)
+    assert planner.OVERHEAD_SHARE * size * 1e-7 >= planner.CostModel.CHUNK_OVERHEAD_S
+
+
+def test_rest_is_shared_equally_where_it_is_too_little_for_large_chunks() -> None:
+    assert chunk_size(8, 4, 1e-6, known=True) == 2
+
+
+def test_no_chunk_is_longer_than_a_wrong_estimate_may_go_unnoticed() -> None:
+    assert chunk_size(10**9, 1, 1e-3, known=True) * 1e-3 <= planner.MAX_CHUNK_S
+
+
+def test_chunks_are_short_until_the_map_confirms_the_estimate() -> None:
+    assert chunk_size(10**9, 1, 1e-3, known=False) * 1e-3 <= planner.FIRST_CHUNK_S
+
+
+def test_large_items_travel_in_few() -> None:
+    assert chunk_size(10**6, 2, 1e-6, known=True, nbytes=planner.MAX_CHUNK_NBYTES / 3) == 3
+
+
+def test_item_larger_than_a_chunk_may_be_travels_alone() -> None:
+    assert chunk_size(10**6, 2, 1e-6, known=True, nbytes=2.0 * planner.MAX_CHUNK_NBYTES) == 1
+
+
+def test_growth_of_chunks_is_bounded_by_what_was_seen() -> None:
+    assert chunk_size(10**6, 2, 1e-6, known=True, limit=4) == 4
+
+
+# the caller
+
+
+def test_caller_tries_one_item_of_an_unknown_function() -> None:
+    assert inline_batch(1000, None, 0, is_known=False) == 1
+
+
+def test_caller_looks_around_every_few_milliseconds() -> None:
+    assert inline_batch(10**6, 1e-5, 10_000, is_known=True) == round(planner.INLINE_BATCH_S / 1e-5)
+
+
+def test_batches_of_a_new_function_double() -> None:
+    assert inline_batch(10**6, 1e-7, 8, is_known=False) == 16
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(2e-9, "2 ns"), (1.5e-6, "1.5 us"), (0.25, "250 ms"), (3.0, "3 s"), (180.0, "3.0 min")]
+)
+def test_times_have_units(seconds: float, text: str) -> None:
+    assert format_time(seconds) == text

@@ -1,0 +1,543 @@
+from __future__ import annotations
+
+import pytest
+
+from amorsize_executor.decisions.cost_model import CostModel
+from amorsize_executor.decisions.scheduler import KillWorker, RetireWorker, SendChunk
+
+from .fake_pool import FakePool, left
+
+
+def known(item_s: float, key: str = "f") -> CostModel:
+    """A model that knows one function."""
+    model = CostModel()
+    model.observe(key, 100, 100 * item_s)
+    model.observe_worker_start(0.1)
+    return model
+
+
+# submitted tasks
+
+
+def test_first_submit_starts_a_worker_and_goes_to_it() -> None:
+    pool = FakePool()
+    pool.submit(1)
+    (worker,) = pool.starting
+    pool.answer()
+    assert pool.items(worker) == [[1]]
+
+
+def test_submit_goes_straight_to_an_idle_worker() -> None:
+    pool = FakePool()
+    pool.start(1)
+    (action,) = pool.scheduler.submit(1, "f", 0.0)
+    assert isinstance(action, SendChunk)
+
+
+def test_idle_workers_are_used_last_in_first_out() -> None:
+    pool = FakePool(3)
+    pool.start(3)
+    first, second, third = pool.ready
+    pool.submit(1, 2, 3)
+    for worker in (second, third, first):
+        pool.finish(worker)
+    pool.submit(4)
+    assert pool.busy() == [first]
+    pool.submit(5)
+    assert pool.idle() == [second]
+
+
+def test_map_too_uses_the_last_idle_worker_first() -> None:
+    pool = FakePool(3)
+    pool.start(3)
+    pool.map(1, 1, n_workers=1)
+    assert pool.busy() == [pool.ready[-1]]
+
+
+def test_submits_are_served_in_order() -> None:
+    pool = FakePool(1)
+    pool.submit(*range(10))
+    pool.run_until_quiet()
+    assert [item for action in pool.sent for item in action.chunk.items] == list(range(10))
+
+
+def test_unknown_tasks_get_a_worker_each() -> None:
+    pool = FakePool(8)
+    pool.submit(1, 2, 3)
+    assert len(pool.starting) == 3
+
+
+def test_short_tasks_do_not_start_a_worker_each() -> None:
+    pool = FakePool(8, cost_model=known(1e-4))
+    pool.submit(*range(20))
+    assert len(pool.starting) == 1
+
+
+def test_tasks_that_wait_longer_than_a_worker_takes_to_start_get_another_worker() -> None:
+    pool = FakePool(4, cost_model=known(1e-3))
+    pool.start(1)
+    pool.submit(*range(50))
+    assert not pool.starting
+    in_s = pool.scheduler.next_tick(pool.now)
+    assert in_s is not None
+    pool.wait(in_s)
+    assert len(pool.starting) == 1
+
+
+def test_nobody_watches_the_clock_while_a_worker_starts() -> None:
+    pool = FakePool(4, cost_model=known(1e-3))
+    pool.start(1)
+    pool.submit(*range(50))
+    pool.wait(10.0)
+    assert pool.starting
+    assert pool.scheduler.next_tick(pool.now) is None or pool.scheduler.next_tick(pool.now) > 0  # type: ignore[operator]
+
+
+def test_short_tasks_travel_in_groups_under_a_backlog() -> None:
+    pool = FakePool(1, cost_model=known(1e-5))
+    pool.submit(*range(300))
+    pool.answer()
+    (worker,) = pool.ready
+    assert sum(map(len, pool.items(worker))) > 50
+
+
+def test_long_tasks_are_never_grouped() -> None:
+    pool = FakePool(1, cost_model=known(1.0))
+    pool.submit(*range(10))
+    pool.answer()
+    (worker,) = pool.ready
+    assert pool.items(worker) == [[0]]
+
+
+def test_task_with_a_block_travels_alone() -> None:
+    pool = FakePool(1, cost_model=known(1e-5))
+    for task_id in range(6):
+        pool.do(pool.scheduler.submit(task_id, "f", 0.0, is_alone=task_id == 3))
+    pool.run_until_quiet()
+    assert [3] in [list(action.chunk.items) for action in pool.sent]
+
+
+def test_one_chunk_waits_behind_a_short_one() -> None:
+    pool = FakePool(1, cost_model=known(5e-3))
+    pool.submit(*range(10))
+    pool.answer()
+    (worker,) = pool.ready
+    assert pool.items(worker) == [[0], [1]]
+
+
+def test_worker_with_a_long_task_does_not_keep_others_from_having_a_chunk_in_reserve() -> None:
+    model = known(5e-3)
+    model.observe("long", 1, 100.0)
+    pool = FakePool(2, cost_model=model)
+    pool.start(2)
+    pool.submit(1000, key="long")
+    (slow,) = pool.busy()
+    pool.submit(*range(10))
+    (quick,) = [worker for worker in pool.ready if worker != slow]
+    assert len(pool.chunks[slow]) == 1
+    assert len(pool.chunks[quick]) == 2
+
+
+def test_dropped_tasks_never_run() -> None:
+    pool = FakePool(1)
+    pool.submit(1, 2, 3)
+    pool.answer()
+    assert pool.scheduler.drop_queue() == [2, 3]
+    pool.run_until_quiet()
+    assert set(pool.runs) == {(None, 1)}
+
+
+# maps
+
+
+def test_workers_leave_a_held_map_to_its_caller() -> None:
+    pool = FakePool(2)
+    pool.start(2)
+    pool.scheduler.add_map(1, "f", 10)
+    pool.wait(1.0)
+    assert not pool.sent
+    assert list(pool.scheduler.take_inline(1, 4)) == [0, 1, 2, 3]
+
+
+def test_caller_and_workers_share_a_map_without_overlap() -> None:
+    pool = FakePool(1)
+    pool.start(1)
+    pool.map(1, 10, n_workers=1)
+    taken = pool.scheduler.take_inline(1, 5)
+    pool.scheduler.inline_done(1, len(taken))
+    pool.run_until_quiet()
+    assert sorted([*taken, *(i for _, i in pool.runs)]) == list(range(10))
+
+
+def test_items_that_the_caller_returns_go_to_workers_first() -> None:
+    pool = FakePool(1)
+    pool.scheduler.add_map(1, "f", 10)
+    taken = pool.scheduler.take_inline(1, 5)
+    pool.scheduler.return_inline(1, taken[2:])
+    pool.scheduler.inline_done(1, 2)
+    pool.do(pool.scheduler.release_map(1, 1, pool.now))
+    pool.answer()
+    assert pool.sent[0].chunk.items[0] == 2
+
+
+def test_map_starts_the_workers_that_its_plan_wants() -> None:
+    pool = FakePool(8)
+    pool.map(1, 100, n_workers=3)
+    assert len(pool.starting) == 3
+
+
+def test_long_map_does_not_starve_submits() -> None:
+    pool = FakePool(1, cost_model=known(0.05))
+    pool.start(1)
+    pool.map(1, 10_000, n_workers=1)
+    pool.submit(77)
+    for _ in range(2):
+        pool.finish(pool.ready[0])
+    assert (None, 77) in pool.held() + list(pool.runs)
+
+
+def test_two_maps_take_turns() -> None:
+    pool = FakePool(1, cost_model=known(0.05))
+    pool.start(1)
+    pool.map(1, 100, n_workers=1)
+    pool.map(2, 100, n_workers=1)
+    for _ in range(10):
+        pool.finish(pool.ready[0])
+    sources = [action.chunk.job_id for action in pool.sent[1:]]
+    assert sources in ([1, 2] * 5, [2, 1] * 5)
+
+
+def test_unknown_function_gives_a_worker_one_item_first_and_then_more() -> None:
+    pool = FakePool(1)
+    pool.start(1)
+    pool.map(1, 10_000, n_workers=1)
+    for _ in range(12):
+        pool.finish(pool.ready[0], item_s=1e-5)
+    sizes = [len(action.chunk.items) for action in pool.sent]
+    assert sizes[0] == 1
+    assert all(after <= 4 * max(sizes[: i + 1]) for i, after in enumerate(sizes[1:]))
+    assert max(sizes) > 100
+
+
+def test_chunks_of_a_map_begin_small_where_the_function_has_been_slow_before() -> None:
+    model = known(0.01)
+    for _ in range(50):
+        model.observe("f", 1, 1e-6)
+    pool = FakePool(1, cost_model=model)
+    pool.start(1)
+    pool.map(1, 10_000, n_workers=1)
+    assert len(pool.sent[0].chunk.items) < 10
+
+
+def test_fixed_chunksize_is_kept() -> None:
+    pool = FakePool(2, cost_model=known(1e-6))
+    pool.map(1, 100, n_workers=2, chunksize=7)
+    pool.run_until_quiet()
+    assert [len(action.chunk.items) for action in pool.sent] == [7] * 14 + [2]
+
+
+def test_chunks_of_large_items_are_small() -> None:
+    pool = FakePool(1, cost_model=known(1e-6))
+    pool.start(1)
+    pool.scheduler.add_map(1, "f", 10_000)
+    pool.scheduler.set_item_nbytes(1, 16 << 20)
+    pool.do(pool.scheduler.release_map(1, 1, pool.now))
+    assert all(len(action.chunk.items) <= 2 for action in pool.sent)
+
+
+def test_last_items_wait_for_the_first_worker_that_is_free() -> None:
+    pool = FakePool(2, cost_model=known(5e-3))
+    pool.start(2)
+    pool.map(1, 4, n_workers=2, chunksize=1)
+    assert sorted(len(chunks) for chunks in pool.chunks.values()) == [1, 1]
+
+
+def test_map_that_grows_is_served_as_it_grows() -> None:
+    pool = FakePool(1)
+    pool.map(1, 2, n_workers=1, closed=False)
+    pool.run_until_quiet()
+    assert pool.scheduler.job_ids() == (1,)
+    pool.do(pool.scheduler.extend_map(1, 5, True, pool.now))
+    pool.run_until_quiet()
+    assert sorted(pool.runs) == [(1, i) for i in range(5)]
+    assert pool.scheduler.job_ids() == ()
+
+
+def test_cancelled_map_sends_nothing_more() -> None:
+    pool = FakePool(1)
+    pool.map(1, 100, n_workers=1)
+    pool.answer()
+    pool.scheduler.cancel_map(1)
+    pool.run_until_quiet()
+    assert len(pool.runs) == 1
+
+
+# deaths
+
+
+def test_culprit_alone_fails_when_a_worker_dies() -> None:
+    pool = FakePool(1, cost_model=known(1e-5))
+    pool.submit(*range(100))
+    pool.answer()
+    (worker,) = pool.ready
+    pool.finish(worker, 10)
+    culprit = pool.items(worker)[0][0]
+    pool.die_running(worker)
+    assert pool.failed == [(None, culprit)]
+    pool.run_until_quiet()
+    assert {i for _, i in pool.runs} == set(range(100)) - {culprit}
+    assert max(pool.runs.values()) == 1
+
+
+def test_worker_that_dies_between_two_tasks_costs_none() -> None:
+    pool = FakePool(1)
+    pool.submit(1)
+    pool.answer()
+    pool.die(pool.ready[0])
+    pool.run_until_quiet()
+    assert not pool.failed
+    assert set(pool.runs) == {(None, 1)}
+
+
+def test_mark_left_by_a_settled_item_repeats_nothing() -> None:
+    pool = FakePool(1, cost_model=known(1e-5))
+    pool.submit(*range(40))
+    pool.answer()
+    (worker,) = pool.ready
+    chunk = pool.chunks[worker][0]
+    pool.finish(worker, 3)
+    pool.die(worker, (chunk.chunk_id, 0, 1))
+    pool.run_until_quiet()
+    assert not pool.failed
+    assert set(pool.runs.values()) == {1}
+
+
+def test_items_of_a_dead_worker_go_first() -> None:
+    pool = FakePool(2, cost_model=known(0.05))
+    pool.start(2)
+    pool.map(1, 1000, n_workers=2)
+    pool.finish(pool.ready[0], 1)  # chunks of several items from here on
+    victim = pool.ready[1]
+    lost = pool.items(victim)[0]
+    pool.die_running(victim)
+    pool.finish(pool.ready[0])
+    assert pool.scheduler.waiting_items(1)[0] > lost[0]
+
+
+def test_retried_item_runs_once_more_and_then_fails() -> None:
+    pool = FakePool(1, retries=1)
+    pool.submit(1)
+    pool.answer()
+    pool.die_running(pool.ready[0])
+    assert not pool.failed
+    pool.answer()
+    pool.die_running(pool.ready[0])
+    assert pool.failed == [(None, 1)]
+
+
+def test_failed_item_of_a_map_counts_as_settled() -> None:
+    pool = FakePool(1)
+    pool.map(1, 1, n_workers=1)
+    pool.answer()
+    pool.die_running(pool.ready[0])
+    assert pool.failed == [(1, 0)]
+    assert pool.scheduler.job_ids() == ()
+
+
+def test_dead_worker_is_replaced_if_there_is_work() -> None:
+    pool = FakePool(1)
+    pool.submit(1, 2)
+    pool.answer()
+    pool.die_running(pool.ready[0])
+    assert len(pool.starting) == 1
+
+
+def test_three_failed_starts_in_a_row_break_the_pool() -> None:
+    pool = FakePool(1)
+    pool.submit(1)
+    for _ in range(2):
+        pool.die(pool.starting[0])
+        assert not pool.is_broken
+    pool.die(pool.starting[0])
+    assert pool.is_broken
+
+
+def test_worker_that_starts_clears_the_failures_before_it() -> None:
+    pool = FakePool(1)
+    for task_id in range(5):
+        pool.submit(task_id)
+        pool.die(pool.starting[0])
+        pool.answer()
+        pool.die_running(pool.ready[0])
+    assert not pool.is_broken
+
+
+def test_pool_that_was_given_up_starts_nothing_for_the_tasks_of_its_dead_workers() -> None:
+    pool = FakePool(2, cost_model=known(1e-5))
+    pool.start(2)
+    pool.submit(*range(100))
+    actions = pool.scheduler.give_up()
+    assert {action.worker_id for action in actions if isinstance(action, KillWorker)} == set(pool.ready)
+    pool.do(actions)
+    pool.leave()
+    pool.do(pool.scheduler.want_workers(2, pool.now))
+    assert not pool.starting
+    assert pool.scheduler.is_drained
+
+
+# the number of workers
+
+
+def test_worker_is_replaced_after_max_tasks_per_child() -> None:
+    pool = FakePool(1, max_tasks_per_child=2)
+    pool.submit(*range(5))
+    pool.run_until_quiet()
+    assert sorted(pool.n_given.values()) == [1, 2, 2]
+
+
+def test_group_of_tasks_stays_within_max_tasks_per_child() -> None:
+    pool = FakePool(1, max_tasks_per_child=7, cost_model=known(1e-6))
+    pool.submit(*range(100))
+    pool.run_until_quiet()
+    assert max(pool.n_given.values()) == 7
+
+
+def test_surplus_workers_leave_after_resize() -> None:
+    pool = FakePool(4)
+    pool.start(4)
+    pool.resize(1)
+    assert len(pool.leaving) == 3
+    assert len(pool.ready) == 1
+
+
+def test_busy_surplus_workers_finish_what_they_have_and_leave() -> None:
+    pool = FakePool(4)
+    pool.submit(1, 2, 3, 4)
+    pool.answer()
+    pool.resize(1)
+    assert not pool.leaving
+    while len(pool.busy()) > 1:
+        pool.finish(pool.busy()[0])
+    assert len(pool.leaving) == 3
+
+
+def test_resize_takes_effect_under_a_backlog() -> None:
+    pool = FakePool(4, cost_model=known(5e-3))
+    pool.start(4)
+    pool.map(1, 10_000, n_workers=4)
+    pool.resize(1)
+    for _ in range(20):
+        pool.finish(pool.busy()[0])
+    assert len(pool.ready) == 1
+
+
+def test_resize_ends_workers_that_start_before_those_that_are_warm() -> None:
+    pool = FakePool(3)
+    pool.start(1)
+    pool.do(pool.scheduler.want_workers(3, pool.now))
+    pool.resize(1)
+    assert len(pool.ready) == 1
+    assert not pool.starting
+
+
+def test_resize_up_starts_workers_for_what_waits() -> None:
+    pool = FakePool(1)
+    pool.submit(1, 2, 3)
+    pool.answer()
+    pool.resize(3)
+    assert len(pool.starting) == 2
+
+
+def test_workers_are_added_only_as_far_as_memory_allows() -> None:
+    pool = FakePool(8)
+    pool.scheduler.memory_cap = 2
+    pool.map(1, 100, n_workers=8)
+    assert len(pool.starting) == 2
+
+
+def test_one_worker_is_allowed_however_little_memory_there_is() -> None:
+    pool = FakePool(8)
+    pool.scheduler.memory_cap = 0
+    assert pool.scheduler.worker_limit == 1
+
+
+def test_idle_worker_leaves_after_its_timeout_the_longest_idle_first() -> None:
+    pool = FakePool(2, idle_timeout_s=10.0)
+    pool.start(2)
+    first, second = pool.ready
+    pool.submit(1)  # to the second, the last that became idle
+    pool.now = 5.0
+    pool.finish(second)
+    assert pool.scheduler.next_tick(pool.now) == 5.0
+    pool.wait(5.0)
+    assert pool.leaving == [first]
+
+
+def test_time_that_a_worker_takes_to_start_is_not_idle_time() -> None:
+    pool = FakePool(1, idle_timeout_s=10.0)
+    pool.do(pool.scheduler.want_workers(1, pool.now))
+    pool.now = 30.0
+    pool.answer()
+    pool.wait(1.0)
+    assert pool.ready
+
+
+def test_min_workers_stay_and_are_replaced() -> None:
+    pool = FakePool(4, min_workers=2, idle_timeout_s=1.0)
+    pool.start(4)
+    pool.wait(100.0)
+    assert len(pool.ready) == 2
+    pool.die(pool.ready[0])
+    assert len(pool.starting) == 1
+
+
+@pytest.mark.parametrize("idle_timeout_s", [None, 60.0])
+def test_idle_pool_needs_no_clock_but_for_its_timeout(idle_timeout_s: float | None) -> None:
+    pool = FakePool(1, idle_timeout_s=idle_timeout_s)
+    pool.start(1)
+    assert pool.scheduler.next_tick(pool.now) == idle_timeout_s
+
+
+# the end
+
+
+def test_shutdown_of_an_idle_pool_ends_it_at_once() -> None:
+    pool = FakePool(2)
+    pool.start(2)
+    actions = pool.scheduler.shutdown(0.0)
+    assert [type(action) for action in actions] == [RetireWorker] * 2
+    pool.do(actions)
+    pool.leave()
+    assert pool.scheduler.is_drained
+
+
+def test_shutdown_lets_what_was_submitted_run() -> None:
+    pool = FakePool(1)
+    pool.submit(1, 2, 3)
+    pool.map(9, 20, n_workers=1)
+    pool.shutdown()
+    assert not pool.scheduler.is_drained
+    pool.run_until_quiet()
+    assert len(pool.runs) == 23
+    assert pool.scheduler.is_drained
+
+
+def test_shutdown_does_not_wait_for_workers_that_nobody_needs_any_more() -> None:
+    pool = FakePool(2)
+    pool.do(pool.scheduler.want_workers(2, pool.now))
+    pool.shutdown()
+    assert len(pool.leaving) == 2
+
+
+def test_events_of_workers_that_are_gone_change_nothing() -> None:
+    pool = FakePool(1)
+    pool.submit(1)
+    pool.answer()
+    (worker,) = pool.ready
+    chunk = pool.chunks[worker][0]
+    pool.die_running(worker)
+    assert pool.scheduler.items_done(worker, chunk.chunk_id, 1, pool.now) == []
+    assert pool.scheduler.worker_ready(worker, pool.now) == []
+    assert pool.scheduler.worker_died(worker, None, pool.now) == []
+    assert pool.scheduler.chunk(worker, chunk.chunk_id) is None
+    assert left(chunk) == [1]
