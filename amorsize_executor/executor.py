@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import signal
-import sys
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
@@ -264,7 +263,7 @@ class AmorsizeExecutor(Executor):
             constraint = "an initializer is set"
         elif timeout is not None:
             constraint = "a timeout is set"
-        job = dispatcher.open_map(
+        job = dispatcher.maps.open(
             fn,
             items,
             is_star=is_star,
@@ -324,7 +323,7 @@ class AmorsizeExecutor(Executor):
     @property
     def last_plan(self) -> Plan | None:
         """What the latest `map` did and why; its `actual_s` is set when its last result was taken."""
-        return self._dispatcher.last_plan
+        return self._dispatcher.maps.last_plan
 
 
 def _results(
@@ -333,7 +332,7 @@ def _results(
     """Results of a map as they are taken. A generator: dropped half-way, it cancels what has not started."""
     is_complete = False
     try:
-        while (batch := dispatcher.next_results(job, until)) is not None:
+        while (batch := dispatcher.maps.next_results(job, until)) is not None:
             if shown is not None:
                 yield from _shown(batch, shown)
             elif job.has_failed:
@@ -349,7 +348,7 @@ def _results(
         if shown is not None:
             shown.close()
         if not is_complete:
-            dispatcher.abandon(job)
+            dispatcher.maps.abandon(job)
 
 
 def _checked(batch: list[Any]) -> Iterator[Any]:

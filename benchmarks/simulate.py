@@ -91,7 +91,7 @@ class Outcome:
     runs
         How often each item ran.
     decisions_s
-        Real CPU time of scheduler, cost model and planner, in seconds.
+        Real time that scheduler, cost model and planner took, in seconds.
     """
 
     makespan_s: float
@@ -269,7 +269,7 @@ def simulate(world: World, n_items: int, mean_s: float) -> Table:
         HEADER,
         rows,
         "The first three numbers are makespans over the ideal one; the fourth is what the planner predicted for the "
-        "second map over what it took. Chunks and the parent's CPU time for decisions are the first map's.",
+        "second map over what it took. Chunks, and the real time that decisions took, are the first map's.",
     )
 
 
@@ -287,8 +287,8 @@ def main() -> None:
     table = simulate(world, options.items, options.mean_ms * 1e-3)
     print(f"{machine()}\n\n{table.text()}")
     if options.markdown is not None:
-        introduction = (__doc__ or "").partition("    python")[0].strip()
-        parts = [f"# {introduction.partition('.')[0]}", introduction, f"Measured on: {machine()}.", table.markdown()]
+        title, _, introduction = (__doc__ or "").partition("    python")[0].strip().partition(".")
+        parts = [f"# {title}", introduction.strip(), f"Measured on: {machine()}.", table.markdown()]
         options.markdown.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 

@@ -39,6 +39,8 @@ _DEPTH = 2
 #: A chunk waits behind another one only if that lasts at most this long by prediction, in seconds: beyond, the
 #: round trip it hides is under 1 % and the item would wait for nothing if another worker came free.
 _PREFETCH_BELOW_S = 0.01
+#: ... nor behind one that takes three times as long as expected, and this much more, in seconds.
+_OVERDUE_S = 5e-3
 #: Submitted tasks are grouped up to this much predicted work, in seconds, and this many tasks.
 _GROUP_S = 1e-3
 _GROUP_TASKS = 256
@@ -104,9 +106,11 @@ class Chunk:
         Indices within the map, or task ids.
     n_done
         How many of them, from the first, have been settled.
+    given_at
+        When the worker got them, in seconds.
     """
 
-    __slots__ = ("chunk_id", "expected_s", "items", "job_id", "n_done", "worker_id")
+    __slots__ = ("chunk_id", "expected_s", "given_at", "items", "job_id", "n_done", "worker_id")
 
     def __init__(
         self, chunk_id: int, job_id: int | None, items: Sequence[int], worker_id: int, expected_s: float | None
@@ -116,7 +120,12 @@ class Chunk:
         self.items = items
         self.worker_id = worker_id
         self.expected_s = expected_s
+        self.given_at = 0.0
         self.n_done = 0
+
+    def is_overdue(self, now: float) -> bool:
+        """Whether it takes much longer than expected, so that nothing should wait behind it."""
+        return self.expected_s is None or now - self.given_at > 3 * self.expected_s + _OVERDUE_S
 
 
 class _State(Enum):
@@ -288,6 +297,7 @@ class Scheduler:
             self._ids += 1
             self._task_keys[task_id] = key
             chunk = Chunk(self._ids, None, [task_id], worker_id, self._cost_model.mean_s(key))
+            chunk.given_at = now
             worker.chunks[self._ids] = chunk
             worker.n_given += 1
             if is_alone:
@@ -591,15 +601,19 @@ class Scheduler:
 
     def _assign(self, actions: list[Action], now: float) -> None:
         while self._idle or self._partial:
-            source = self._next_source()
-            if source is False:
-                return
             waits = not self._idle
             worker_id = next(iter(self._partial)) if waits else next(reversed(self._idle))
             worker = self._workers[worker_id]
+            if waits and next(iter(worker.chunks.values())).is_overdue(now):
+                del self._partial[worker_id]  # nobody knows when it ends
+                continue
+            source = self._next_source()
+            if source is False:
+                return
             chunk = self._cut(source, worker_id, worker, waits)
             if chunk is None:
                 return
+            chunk.given_at = now
             worker.chunks[chunk.chunk_id] = chunk
             worker.n_given += len(chunk.items)
             self._place(worker_id, worker, now)

@@ -13,7 +13,16 @@ from __future__ import annotations
 
 import mmap
 import os
+import sys
+import weakref
 from collections.abc import Sequence
+
+#: Blocks smaller than this, in bytes, are copied: that takes less time than a mapping and its page faults.
+_MAP_NBYTES = 64 << 10
+#: Mappings alive at once, at most. Before Python 3.13 each keeps a descriptor, and a process often has just 1,024;
+#: from then on the limit is the kernel's, 65,530 of all kinds.
+_MOST_MAPPED = 16_384 if sys.version_info >= (3, 13) else 128
+_mapped: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()
 
 #: Buffers start at multiples of this, in bytes: what SIMD code and NumPy like.
 _ALIGNMENT = 64
@@ -101,8 +110,38 @@ class BlockWriter:
 
 
 def map_private(fd: int, nbytes: int) -> memoryview:
-    """A private copy-on-write view of a block: reads share its memory, writes stay with this mapping."""
-    return memoryview(mmap.mmap(fd, nbytes, access=mmap.ACCESS_COPY))
+    """A private, writable view of a block.
+
+    Large blocks are mapped copy-on-write: reads share the memory, writes stay with this mapping. Small ones, and large
+    ones beyond what this process has room to map, are copied.
+    """
+    if nbytes >= _MAP_NBYTES and len(_mapped) < _MOST_MAPPED:
+        try:
+            mapping = _map(fd, nbytes)
+        except OSError:
+            pass  # too many mappings or descriptors in this process: a copy needs none
+        else:
+            _mapped.add(mapping)
+            return memoryview(mapping)
+    copy = memoryview(bytearray(nbytes))
+    offset = 0
+    while offset < nbytes:
+        n = os.preadv(fd, [copy[offset:]], offset)
+        if not n:
+            raise OSError(f"a block holds {offset} of the expected {nbytes} bytes")
+        offset += n
+    return copy
+
+
+if sys.version_info >= (3, 13):
+
+    def _map(fd: int, nbytes: int) -> mmap.mmap:
+        return mmap.mmap(fd, nbytes, access=mmap.ACCESS_COPY, trackfd=False)
+
+else:
+
+    def _map(fd: int, nbytes: int) -> mmap.mmap:
+        return mmap.mmap(fd, nbytes, access=mmap.ACCESS_COPY)
 
 
 def read_all(fd: int, nbytes: int) -> bytes:

@@ -9,7 +9,6 @@ pickled again at each call and compared as bytes: equal bytes are the same funct
 
 from __future__ import annotations
 
-import builtins
 import functools
 import pickle
 import sys
@@ -194,13 +193,15 @@ def _collect(value: Any, guards: list[_Guard], seen: set[int]) -> bool:
     if is_importable(value) or id(value) in seen:
         return True
     seen.add(id(value))
-    if value.__dict__ or value.__kwdefaults__:
+    if value.__dict__ or value.__kwdefaults__ is not None:
         return False
     if not all(_collect(v, guards, seen) for v in value.__defaults__ or ()):
         return False
     attributes = _Attributes(value)
     guards.append((attributes, "__code__", value.__code__))
     guards.append((attributes, "__defaults__", value.__defaults__))
+    guards.append((attributes, "__kwdefaults__", None))
+    guards.append((attributes, "__dict__", None))
     for cell in value.__closure__ or ():
         try:
             content = cell.cell_contents
@@ -212,8 +213,7 @@ def _collect(value: Any, guards: list[_Guard], seen: set[int]) -> bool:
     namespace = value.__globals__
     for name in _global_names(value.__code__):
         if name not in namespace:
-            if not hasattr(builtins, name):
-                guards.append((namespace, name, _MISSING))
+            guards.append((namespace, name, _MISSING))
             continue
         guards.append((namespace, name, namespace[name]))
         if not _collect(namespace[name], guards, seen):
@@ -222,7 +222,7 @@ def _collect(value: Any, guards: list[_Guard], seen: set[int]) -> bool:
 
 
 class _Attributes(dict[str, Any]):
-    """Attributes of an object, looked up as in a namespace."""
+    """Attributes of an object, looked up as in a namespace; an empty ``__dict__`` counts as None."""
 
     def __init__(self, obj: object) -> None:
         super().__init__()
@@ -230,7 +230,8 @@ class _Attributes(dict[str, Any]):
 
     def get(self, name: str, default: Any = None) -> Any:
         try:
-            return getattr(self._obj, name)
+            value = getattr(self._obj, name)
+            return None if name == "__dict__" and not value else value
         except (AttributeError, ValueError):  # an emptied cell
             return default
 

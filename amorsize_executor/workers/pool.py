@@ -96,8 +96,9 @@ class _Worker:
 
     def exitcode(self) -> int | None:
         """Exit status of a process that has ended; None if it is not to be had."""
-        # Asked before `join`, which waits for the sentinel: a child that the worker forked may keep that open.
-        if self.process.exitcode is None and self.pidfd < 0:
+        # Asked before `join`, which waits for the sentinel: a child that the worker forked may keep that open. Only the
+        # fork server's answer may still be on its way.
+        if self.process.exitcode is None:
             self.process.join(timeout=5)
         self.process.join(timeout=0)
         return self.process.exitcode
@@ -293,6 +294,9 @@ class WorkerPool:
         elif method == "forkserver":
             process.start()  # its server is not ours alone, and ignores Ctrl-C
         else:
+            from multiprocessing import resource_tracker
+
+            resource_tracker.ensure_running()  # its start would unblock what is blocked here
             blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited
             try:
                 process.start()

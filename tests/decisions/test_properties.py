@@ -65,6 +65,7 @@ class Events(RuleBasedStateMachine):
         self.released: set[int] = set()
         self.inline: list[tuple[int, range]] = []
         self.by_caller: Counter[Item] = Counter()
+        self.by_nobody: Counter[Item] = Counter()  # dropped with their map
         self.crashes: Counter[Item] = Counter()
         self.expected_failures: list[Item] = []
 
@@ -116,6 +117,16 @@ class Events(RuleBasedStateMachine):
         self.scheduler.cancel_map(job_id)
         del self.sizes[job_id]
         self.open.discard(job_id)
+
+    @precondition(lambda self: self.sizes)
+    @rule(data=st.data())
+    def drop_map(self, data: st.DataObject) -> None:
+        job_id = self.a_map(data)
+        self.open.discard(job_id)
+        waiting, actions = self.scheduler.drop_map(job_id, self.pool.now)
+        self.by_nobody.update((job_id, i) for i in waiting)
+        self.pool.do(actions)
+        assert not self.scheduler.n_waiting(job_id)
 
     # the caller works
 
@@ -219,7 +230,7 @@ class Events(RuleBasedStateMachine):
     @invariant()
     def every_item_is_in_exactly_one_place(self) -> None:
         held = self.pool.held()
-        settled = [*self.pool.runs.elements(), *self.by_caller.elements(), *self.pool.failed]
+        settled = [*(self.pool.runs + self.by_caller + self.by_nobody).elements(), *self.pool.failed]
         n_tasks = sum(job_id is None for job_id, _ in held + settled)
         assert self.scheduler.n_queued + n_tasks + len(self.dropped) == len(self.tasks)
         taken = [(job_id, i) for job_id, items in self.inline for i in items]
@@ -261,7 +272,7 @@ class Events(RuleBasedStateMachine):
                 break
             self.pool.wait(1.0)
         assert self.scheduler.is_drained
-        settled = self.pool.runs + self.by_caller + Counter(self.pool.failed)
+        settled = self.pool.runs + self.by_caller + self.by_nobody + Counter(self.pool.failed)
         assert max(settled.values(), default=1) == 1
         assert {i for job_id, i in settled if job_id is None} | self.dropped == self.tasks
         assert all((job_id, i) in settled for job_id, n in self.sizes.items() for i in range(n))

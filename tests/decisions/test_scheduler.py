@@ -272,6 +272,18 @@ def test_cancelled_map_sends_nothing_more() -> None:
     assert len(pool.runs) == 1
 
 
+def test_dropped_map_ends_what_it_has_begun_and_no_more() -> None:
+    pool = FakePool(1)
+    pool.start(1)
+    pool.map(1, 100, n_workers=1)
+    waiting, actions = pool.scheduler.drop_map(1, pool.now)
+    pool.do(actions)
+    assert waiting == list(range(1, 100))
+    pool.run_until_quiet()
+    assert set(pool.runs) == {(1, 0)}
+    assert pool.scheduler.job_ids() == ()
+
+
 # deaths
 
 

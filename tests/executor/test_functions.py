@@ -19,7 +19,6 @@ from . import tasks
 from .tools import LIMIT_S
 
 
-
 def test_lambdas(executor: AmorsizeExecutor) -> None:
     assert executor.submit(lambda x: x + 1, 1).result() == 2
     assert list(executor.map(lambda x, y: x * y, range(5), range(5))) == [0, 1, 4, 9, 16]
@@ -147,6 +146,13 @@ def test_results_outlive_the_executor() -> None:
         array = executor.submit(tasks.identity, np.arange(1_000_000)).result()
     array[0] = 5
     assert array.sum() == 5 + sum(range(1_000_000))
+
+
+def test_thousands_of_results_may_be_kept(executor: AmorsizeExecutor) -> None:
+    arrays = list(executor.map(tasks.zeros, [10_000] * 3_000))
+    assert sum(len(array) for array in arrays) == 30_000_000
+    futures = [executor.submit(tasks.zeros, 10_000) for _ in range(1_500)]
+    assert sum(len(future.result(LIMIT_S)) for future in futures) == 15_000_000
 
 
 def test_arrays_among_other_things(executor: AmorsizeExecutor) -> None:

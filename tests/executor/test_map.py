@@ -338,7 +338,9 @@ def test_cancelling_shutdown_ends_a_map_with_cancelled_error(make_signal: Callab
     executor.shutdown()
 
 
-def test_results_that_nobody_will_take_are_not_kept(executor: AmorsizeExecutor, make_signal: Callable[[], Signal]) -> None:
+def test_results_that_nobody_will_take_are_not_kept(
+    executor: AmorsizeExecutor, make_signal: Callable[[], Signal]
+) -> None:
     ran = make_signal()
     executor.map(partial(_traced, ran), [0])
     ran.take()
@@ -415,7 +417,9 @@ def test_a_progress_callable_hears_how_far_the_map_is(either: AmorsizeExecutor, 
 
 def test_progress_of_an_input_without_known_length_has_no_total(executor: AmorsizeExecutor) -> None:
     heard: list[tuple[int, int]] = []
-    items = executor.map(tasks.square, range(50), buffersize=5, progress=lambda done, total: heard.append((done, total)))
+    items = executor.map(
+        tasks.square, range(50), buffersize=5, progress=lambda done, total: heard.append((done, total))
+    )
     assert len(list(items)) == 50
     assert heard[-1] == (50, -1)
 
@@ -434,9 +438,7 @@ def test_progress_tells_where_a_failed_map_stopped(executor: AmorsizeExecutor) -
     heard: list[tuple[int, int]] = []
     with pytest.raises(ValueError, match="3 is bad"):
         list(
-            executor.map(
-                partial(tasks.fail_on, 3), range(6), progress=lambda done, total: heard.append((done, total))
-            )
+            executor.map(partial(tasks.fail_on, 3), range(6), progress=lambda done, total: heard.append((done, total)))
         )
     assert heard[-1] == (3, 6)
 

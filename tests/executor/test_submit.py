@@ -41,9 +41,7 @@ def test_submit_always_runs_in_a_worker(automatic: AmorsizeExecutor) -> None:
     assert automatic.submit(tasks.pid).result() != os.getpid()
 
 
-def test_a_future_is_running_while_its_task_runs(
-    executor: AmorsizeExecutor, make_signal: Callable[[], Signal]
-) -> None:
+def test_a_future_is_running_while_its_task_runs(executor: AmorsizeExecutor, make_signal: Callable[[], Signal]) -> None:
     started, go = make_signal(), make_signal()
     future = executor.submit(tasks.pause, started, go, 7)
     started.take()
@@ -71,7 +69,7 @@ def test_result_raises_a_timeout_while_the_task_runs(
 
 def test_a_waiting_future_can_be_cancelled_and_never_runs(make_signal: Callable[[], Signal]) -> None:
     started, go, ran = make_signal(), make_signal(), make_signal()
-    with AmorsizeExecutor(max_workers=1) as executor:
+    with AmorsizeExecutor(max_workers=1, cost_model=CostModel()) as executor:  # nothing waits behind an unknown task
         blocker = executor.submit(tasks.pause, started, go)
         started.take()
         waiting = [executor.submit(tasks.give, ran) for _ in range(5)]

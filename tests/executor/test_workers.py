@@ -217,9 +217,7 @@ def test_a_pool_can_be_resized_before_its_first_task() -> None:
 
 
 @pytest.mark.parametrize("threads", [None, 1, 3])
-def test_workers_limit_the_threads_of_numerical_libraries(
-    threads: int | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_workers_limit_the_threads_of_numerical_libraries(threads: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     with AmorsizeExecutor(max_workers=1000, threads_per_worker=threads) as executor:
         expected = "1" if threads is None else str(threads)

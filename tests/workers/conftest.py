@@ -11,15 +11,16 @@ import pytest
 def _no_process_is_left_behind() -> Iterator[None]:
     before = set(psutil.Process().children(recursive=True))
     yield
-    left = [p for p in set(psutil.Process().children(recursive=True)) - before if "resource_tracker" not in _shown(p)]
+    left = [p for p in set(psutil.Process().children(recursive=True)) - before if not _is_helper(p)]
     assert psutil.wait_procs(left, timeout=20)[1] == []
 
 
-def _shown(process: psutil.Process) -> str:
+def _is_helper(process: psutil.Process) -> bool:
+    """Whether a process belongs to the standard library or loky and lives as long as the interpreter."""
     try:
-        return " ".join(process.cmdline())
+        return any(name in part for part in process.cmdline() for name in ("resource_tracker", "forkserver"))
     except psutil.Error:
-        return ""
+        return False
 
 
 @pytest.fixture(autouse=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 
 import pytest
 from hypothesis import given
@@ -50,25 +51,52 @@ def test_reading_more_than_there_is_raises() -> None:
         os.close(fd)
 
 
-def test_writes_to_a_private_mapping_stay_in_it() -> None:
+@pytest.mark.parametrize("n", [1, 1000, 1_000_000])
+def test_writes_to_a_private_view_stay_in_it(n: int) -> None:
     fd = blocks.create()
     try:
-        blocks.write_all(fd, b"abc")
-        first, second = blocks.map_private(fd, 3), blocks.map_private(fd, 3)
+        blocks.write_all(fd, b"abc" * n)
+        first, second = blocks.map_private(fd, 3 * n), blocks.map_private(fd, 3 * n)
         first[0] = ord("x")
-        assert bytes(first) == b"xbc"
-        assert bytes(second) == b"abc"
+        assert bytes(first) == b"xbc" + b"abc" * (n - 1)
+        assert bytes(second) == b"abc" * n
         assert blocks.read_all(fd, 3) == b"abc"
     finally:
         os.close(fd)
 
 
-def test_a_mapping_outlives_its_descriptor() -> None:
+@pytest.mark.parametrize("n", [1, 1000, 1_000_000])
+def test_a_private_view_outlives_its_descriptor(n: int) -> None:
     fd = blocks.create()
-    blocks.write_all(fd, b"abc")
-    view = blocks.map_private(fd, 3)
+    blocks.write_all(fd, b"abc" * n)
+    view = blocks.map_private(fd, 3 * n)
     os.close(fd)
-    assert bytes(view) == b"abc"
+    assert bytes(view) == b"abc" * n
+
+
+def test_very_many_private_views_may_live_at_once() -> None:
+    fd = blocks.create()
+    try:
+        blocks.write_all(fd, b"abc" * 50_000)
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        n_open = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 100
+        resource.setrlimit(resource.RLIMIT_NOFILE, (n_open + 50, hard))
+        try:
+            views = [blocks.map_private(fd, 150_000) for _ in range(500)]
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert all(view[149_999] == ord("c") for view in views)
+    finally:
+        os.close(fd)
+
+
+def test_a_view_of_more_than_there_is_raises() -> None:
+    fd = blocks.create_sized(10)
+    try:
+        with pytest.raises(OSError, match="holds 10 of the expected 11 bytes"):
+            blocks.map_private(fd, 11)
+    finally:
+        os.close(fd)
 
 
 @given(st.lists(st.binary(max_size=300), max_size=10))

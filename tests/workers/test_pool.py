@@ -27,6 +27,7 @@ class Driver:
         entry = None if initializer is None else serialize.dumps(initializer)
         self.pool.init_message = lambda: make_frame((protocol.INIT, entry))
         self.messages: list[tuple[Any, ...]] = []
+        self._fn_id = 1
         self.end: Ended | None = None
         assert self.pool.start(1) is None
         (self.pid,) = self.pool.pids().values()
@@ -60,8 +61,12 @@ class Driver:
         return self
 
     def run(self, chunk_id: int, fn: Any, items: list[Any], kind: int = protocol.SCALAR_ITEMS) -> None:
-        functions = () if fn is None else ((1, serialize.dumps(fn)),)
-        self.pool.post(1, make_frame((protocol.RUN, chunk_id, functions, 1, kind, items)))
+        """Send a chunk; without a function it is that of the chunk before."""
+        functions: tuple[Any, ...] = ()
+        if fn is not None:
+            self._fn_id += 1
+            functions = ((self._fn_id, serialize.dumps(fn)),)
+        self.pool.post(1, make_frame((protocol.RUN, chunk_id, functions, self._fn_id, kind, items)))
 
     def values(self, chunk_id: int, n: int) -> list[Any]:
         """Results of a chunk, in order."""
@@ -117,7 +122,7 @@ def test_a_worker_runs_a_chunk_and_leaves_when_told_to(any_driver: Driver) -> No
 
 
 def test_a_worker_has_the_environment_that_was_asked_for(any_driver: Driver) -> None:
-    any_driver.run(1, os.environ.get, ["AMORSIZE_TEST"])
+    any_driver.run(1, os.getenv, ["AMORSIZE_TEST"])
     assert any_driver.values(1, 1) == ["here"]
 
 
@@ -142,7 +147,7 @@ def test_a_forgotten_function_is_asked_for(driver: Driver) -> None:
     driver.pool.post(1, make_frame((protocol.RUN, 1, functions, 399, protocol.SCALAR_ITEMS, [-1])))
     assert driver.values(1, 1) == [1]
     driver.messages.clear()
-    driver.run(2, None, [-2])
+    driver.run(2, None, [-2])  # number 1
     driver.wait_until(lambda: bool(driver.messages))
     assert driver.messages == [(protocol.NEED_FUNCTIONS, 2)]
 
@@ -155,9 +160,16 @@ def test_all_kinds_of_items(driver: Driver) -> None:
     assert driver.values(2, 3) == [[3, 2, 1], "skipped", [1, 2]]
 
 
+def test_items_that_nobody_wants_are_skipped(driver: Driver) -> None:
+    driver.run(1, abs, [None, None], protocol.ENTRIES)
+    assert driver.values(1, 2) == ["skipped", "skipped"]
+
+
 def test_each_item_may_have_its_own_function(driver: Driver) -> None:
     functions = ((1, serialize.dumps(abs)), (2, serialize.dumps(str)))
-    driver.pool.post(1, make_frame((protocol.RUN, 1, functions, [1, 2, 1], protocol.SCALAR_TUPLES, [(-1,), (-2,), (-3,)])))
+    driver.pool.post(
+        1, make_frame((protocol.RUN, 1, functions, [1, 2, 1], protocol.SCALAR_TUPLES, [(-1,), (-2,), (-3,)]))
+    )
     assert driver.values(1, 3) == [1, "-2", 3]
 
 
@@ -169,6 +181,8 @@ def test_large_items_and_results_travel_in_blocks(driver: Driver) -> None:
     results = driver.values(1, 3)
     assert [result[0] for result in results] == [0, -1, -2]
     assert all(result.flags.writeable for result in results)
+    del results
+    driver.messages.clear()  # and with them the mappings
 
 
 def test_exceptions_stand_among_results(driver: Driver) -> None:
@@ -239,6 +253,8 @@ def test_a_death_while_a_large_result_was_before_it(driver: Driver) -> None:
 def test_an_idle_workers_death_was_no_items_fault(driver: Driver) -> None:
     driver.run(1, abs, [-1])
     assert driver.values(1, 1) == [1]
+    driver.pool.post(1, make_frame((protocol.RUN, 2, (), 99, protocol.SCALAR_ITEMS, [1])))  # a function it has not
+    driver.wait_until(lambda: driver.messages[-1] == (protocol.NEED_FUNCTIONS, 2))
     driver.pool.kill(1)
     end = driver.ended()
     assert (end.exitcode, end.running) == (-signal.SIGKILL, None)
@@ -272,9 +288,7 @@ class Deadly:
 
 
 def test_a_function_that_kills_where_it_is_loaded_counts_as_the_first_item(driver: Driver) -> None:
-    driver.pool.post(
-        1, make_frame((protocol.RUN, 2, ((1, pickle.dumps(Deadly())),), 1, protocol.SCALAR_ITEMS, [1, 2]))
-    )
+    driver.pool.post(1, make_frame((protocol.RUN, 2, ((1, pickle.dumps(Deadly())),), 1, protocol.SCALAR_ITEMS, [1, 2])))
     assert driver.ended().running == (2, 0, 1)
 
 
@@ -325,9 +339,9 @@ def test_a_failed_initializer_is_told_and_ends_the_worker() -> None:
 
 
 def test_an_initializer_runs_before_the_first_chunk() -> None:
-    driver = Driver("loky", (os.environ.__setitem__, ("AMORSIZE_TEST", "changed"))).ready()
+    driver = Driver("loky", (exec, ("import os; os.environ['AMORSIZE_TEST'] = 'changed'",))).ready()
     try:
-        driver.run(1, os.environ.get, ["AMORSIZE_TEST"])
+        driver.run(1, os.getenv, ["AMORSIZE_TEST"])
         assert driver.values(1, 1) == ["changed"]
     finally:
         driver.close()

@@ -29,7 +29,9 @@ _atoms = (
 )  # fmt: skip
 _objects = st.recursive(
     _atoms,
-    lambda inner: st.lists(inner) | st.tuples(inner, inner) | st.dictionaries(st.text(), inner) | st.sets(st.integers()),
+    lambda inner: (
+        st.lists(inner) | st.tuples(inner, inner) | st.dictionaries(st.text(), inner) | st.sets(st.integers())
+    ),
     max_leaves=20,
 )
 
@@ -167,7 +169,9 @@ def test_a_lambda_beside_large_buffers_stores_the_buffers_once() -> None:
         writer.close()
 
 
-@pytest.mark.parametrize("obj", [threading.Lock(), [1, threading.Lock()], sys._getframe()], ids=["lock", "list", "frame"])
+@pytest.mark.parametrize(
+    "obj", [threading.Lock(), [1, threading.Lock()], sys._getframe()], ids=["lock", "list", "frame"]
+)
 def test_what_cannot_be_pickled_raises(obj: Any) -> None:
     writer = blocks.BlockWriter()
     with pytest.raises((TypeError, pickle.PicklingError)):

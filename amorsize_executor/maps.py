@@ -1,0 +1,342 @@
+"""The caller's side of maps: planning them, running items inline, handing them to workers, taking their results.
+
+`open` plans a map and, if workers are to run it, releases its items to the scheduler. Else it is *held*: only its caller
+takes items, in `next_results`, and the I/O thread looks after it (`look_after`) so that the rest never waits for an item
+in the caller, or for a caller who does not come.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Protocol
+
+from .decisions import planner
+from .inline import InlineBatch, copy_items, copy_values
+from .results import Failed, MapJob
+
+if TYPE_CHECKING:
+    from .decisions.cost_model import CostModel
+    from .decisions.planner import Plan, PoolState
+    from .decisions.scheduler import Action, Scheduler
+    from .workers.functions import FunctionTable
+
+#: A map with a buffer reads on when about this part of its buffer was taken.
+_BUFFER_PARTS = 4
+
+
+class Engine(Protocol):
+    """What maps need of the dispatcher."""
+
+    #: Guards the scheduler, `Maps.jobs` and plans.
+    lock: threading.Lock
+    scheduler: Scheduler
+    cost_model: CostModel
+    functions: FunctionTable
+    is_shut_down: bool
+    #: Whether the I/O thread looks after held maps without being woken.
+    is_watching: bool
+
+    def check_open(self) -> None:
+        """Raise what a submit raises, if anything."""
+
+    def new_id(self) -> int:
+        """A number for a task or map; under the lock."""
+
+    def pool_state(self) -> PoolState:
+        """The pool as the planner sees it; under the lock."""
+
+    def ensure_thread(self) -> None:
+        """Start the I/O thread if it does not run."""
+
+    def wake(self) -> None:
+        """Make the I/O thread look around."""
+
+    def nudge(self) -> None:
+        """The same without a lock."""
+
+    def execute(self, actions: list[Action]) -> None:
+        """Carry out actions; without the lock."""
+
+
+class Maps:
+    """All maps of one executor that are not settled, and the plan of the latest."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.jobs: dict[int, MapJob] = {}
+        self.last_plan: Plan | None = None
+        self._dropped: deque[MapJob] = deque()  # their iterators are gone; for the I/O thread
+
+    def open(
+        self,
+        fn: Callable[..., Any],
+        items: list[Any],
+        *,
+        is_star: bool,
+        source: Any,
+        chunksize: int | None,
+        is_ordered: bool,
+        constraint: str,
+    ) -> MapJob:
+        """Take in a map; `next_results` gives what comes out.
+
+        Parameters
+        ----------
+        fn, items
+            The function and the arguments read so far.
+        is_star
+            Whether each item is a tuple of arguments.
+        source
+            Iterator of further items, or None.
+        chunksize
+            Fixed by the caller, or None.
+        is_ordered
+            Whether results come in the order of the items.
+        constraint
+            Why the caller may not run items; empty if it may.
+        """
+        self._engine.check_open()
+        function = self._engine.functions.register(fn)
+        may_inline = not constraint
+        self._engine.ensure_thread()
+        with self._engine.lock:
+            if self._engine.is_shut_down:
+                raise RuntimeError("cannot schedule new futures after shutdown")
+            job = MapJob(
+                self._engine.new_id(),
+                function,
+                items,
+                is_star=is_star,
+                source=source,
+                chunksize=chunksize,
+                is_ordered=is_ordered,
+                may_inline=may_inline,
+                constraint=constraint,
+            )
+            self.jobs[job.job_id] = job
+            self._engine.scheduler.add_map(job.job_id, function.key, len(items), chunksize=chunksize, closed=source is None)
+            self._plan(job)
+        assert job.plan is not None
+        if not job.plan.is_serial:
+            self.release(job, job.plan.n_workers)
+        elif not self._engine.is_watching:
+            self._engine.is_watching = True
+            self._engine.wake()
+        return job
+
+    def _plan(self, job: MapJob) -> Plan:
+        """Plan what remains of a map; under the lock."""
+        waiting = self._engine.scheduler.n_waiting(job.job_id)
+        plan = planner.plan_map(
+            job.function.name,
+            waiting if job.plan is not None else job.n_items,
+            self._engine.cost_model.lookup(job.function.key),
+            self._engine.pool_state(),
+            inline=job.may_inline,
+            chunksize=job.chunksize,
+            constraint=job.constraint,
+        )
+        if job.plan is not None and waiting < job.n_items and plan.item_s is not None:
+            # The plan of the rest tells the whole: what is done already was done at the price now known.
+            done_s = time.perf_counter() - job.started_at
+            plan = plan._replace(
+                n_items=job.n_items,
+                serial_s=job.n_items * plan.item_s,
+                predicted_s=done_s + (plan.predicted_s or 0.0),
+            )
+        job.plan = self.last_plan = plan
+        return plan
+
+    def release(self, job: MapJob, n_workers: int) -> None:
+        """Let workers take items of a map."""
+        self._engine.ensure_thread()
+        with self._engine.lock:
+            job.is_released = True
+            actions = self._engine.scheduler.release_map(job.job_id, n_workers, time.perf_counter())
+        self._engine.execute(actions)
+
+    def next_results(self, job: MapJob, until: float | None) -> list[Any] | None:
+        """More results of a map, in order; None when there will be none.
+
+        Called by the thread that iterates. This is the only place where items run in the caller's thread.
+        """
+        while True:
+            if job.source is None:
+                batch = job.take()
+                if batch is not None and job.n_out >= job.n_items and job.cut is None:
+                    self._finish(job)
+            else:
+                # All results handed out so far were taken, and one of the next ones will be.
+                n_free = job.n_out + 1 + job.buffersize - job.n_items
+                batch = job.take(max(job.buffersize // _BUFFER_PARTS, 1))
+                if batch is not None:
+                    self._read_more(job, n_free)
+            if batch is not None:
+                return batch
+            if job.is_finished():
+                if job.cut is not None:
+                    raise job.cut
+                return None
+            if job.may_inline and self._run_inline(job):
+                continue
+            job.wait(until)
+
+    def _read_more(self, job: MapJob, most: int) -> None:
+        """Read up to `most` items, so that the buffer stays full; in the caller's thread."""
+        source = job.source
+        if source is None:
+            return  # closed by a shutdown in between
+        new = list(islice(source, most))
+        closed = len(new) < most
+        with self._engine.lock:
+            if self._engine.is_shut_down:
+                return  # too late for these
+            n_items = job.extend(new)
+            if closed:
+                job.source = None
+            actions = self._engine.scheduler.extend_map(job.job_id, n_items, closed, time.perf_counter())
+        self._engine.execute(actions)
+
+    def _run_inline(self, job: MapJob) -> bool:
+        """Run some items in this thread if that is best; whether it did."""
+        with self._engine.lock:
+            taken = self._take_inline(job)
+        if isinstance(taken, int):
+            self.release(job, taken)
+            return True
+        if not taken:
+            return False
+        name, function = job.function.name, job.function
+        items, error = copy_items(job.take_items(taken), taken.start, name)
+        batch = job.batch = InlineBatch(taken.start, items, function.local(), job.is_star)
+        try:
+            problem = batch.run()
+        finally:
+            job.batch = None
+            job.visited_at = time.perf_counter()
+        values = batch.values
+        ran = len(values) + (problem is not None)
+        if ran:
+            elapsed = job.visited_at - batch.started_at
+            job.inline_s += elapsed
+            self._engine.cost_model.observe(function.key, ran, elapsed)
+        if problem is not None or ran < len(items):
+            error = problem
+        error = copy_values(values, taken.start, name) or error
+        if error is not None:
+            values.append(Failed(error))
+        n = len(values)
+        with self._engine.lock:
+            if error is None:
+                self._engine.scheduler.return_inline(job.job_id, batch.left_over(n))
+            self._engine.scheduler.inline_done(job.job_id, n)
+        job.n_inline += n
+        job.settle(range(taken.start, taken.start + n), values, failed=error is not None)
+        return True
+
+    def _take_inline(self, job: MapJob) -> range | int:
+        """Items for the caller to run now, or the number of workers to hand the map to; under the lock."""
+        scheduler = self._engine.scheduler
+        waiting = scheduler.n_waiting(job.job_id)
+        if not waiting:
+            return range(0)
+        item_s = self._engine.cost_model.mean_s(job.function.key)
+        plan = job.plan
+        assert plan is not None
+        if not job.is_released:
+            planned = plan.item_s
+            if item_s is None or (planned is None and job.inline_s < planner.SAMPLE_S):
+                pass  # more of a sample first
+            elif planned is None or not 0.8 * planned <= item_s <= 1.25 * planned:
+                plan = self._plan(job)
+                if not plan.is_serial:
+                    return plan.n_workers
+        else:
+            asked_at = scheduler.asked_at(job.job_id)
+            waited = time.perf_counter() - (asked_at if asked_at is not None else 0.0)
+            if not planner.inline_pays(
+                waiting,
+                item_s,
+                scheduler.n_at_hand(job.job_id),
+                min(plan.n_workers or 1, scheduler.worker_limit),
+                waited,
+                self._engine.cost_model.worker_start_s,
+            ):
+                return range(0)
+        is_known = plan.item_s is not None
+        return scheduler.take_inline(job.job_id, planner.inline_batch(waiting, item_s, job.n_inline, is_known))
+
+    def abandon(self, job: MapJob) -> None:
+        """Nobody will ask for more results of a map.
+
+        The garbage collector may call this at any point of any thread, so it takes no lock: the I/O thread does the rest.
+        """
+        self._dropped.append(job)
+        self._engine.nudge()
+
+    def forget_dropped(self) -> None:
+        """Give up maps whose iterators are gone."""
+        while self._dropped:
+            job = self._dropped.popleft()
+            with self._engine.lock:
+                self.jobs.pop(job.job_id, None)
+                self._engine.scheduler.cancel_map(job.job_id)
+                actions = self._engine.scheduler.tick(time.perf_counter()) if self._engine.is_shut_down else []
+            self._engine.execute(actions)
+
+    def forget_if_settled(self, job: MapJob) -> None:
+        """Once all results are there, only the iterator keeps them: it may have been dropped before its first step."""
+        if job.source is None and job.n_settled >= job.n_items:
+            with self._engine.lock:
+                self.jobs.pop(job.job_id, None)
+
+    def _finish(self, job: MapJob) -> None:
+        """All results of a map were handed out: its plan now tells what was real."""
+        cost = self._engine.cost_model.lookup(job.function.key)
+        with self._engine.lock:
+            self.jobs.pop(job.job_id, None)
+            plan = job.plan
+            assert plan is not None
+            job.plan = plan._replace(
+                n_items=job.n_items,
+                actual_s=time.perf_counter() - job.started_at,
+                n_inline=job.n_inline,
+                n_chunks=job.n_chunks,
+            )
+            if plan.item_s is None and cost is not None:  # was unknown
+                job.plan = job.plan._replace(
+                    item_s=cost.mean_s, item_std_s=cost.std_s, serial_s=job.n_items * cost.mean_s
+                )
+            if self.last_plan is plan:
+                self.last_plan = job.plan
+
+    def look_after(self, job: MapJob, pool_state: PoolState, now: float) -> None:
+        """Hand a map to workers if its caller is stuck in an item, or does not come for results."""
+        with self._engine.lock:
+            waiting = self._engine.scheduler.n_waiting(job.job_id)
+        batch = job.batch
+        if batch is not None:
+            item_s = job.time_in_item(batch, now)
+            waiting += batch.n_unstarted
+        else:
+            item_s = now - job.visited_at
+            if pool_state.n_ready == 0 and item_s < pool_state.worker_start_s:
+                return
+        if not planner.hand_over_pays(waiting, item_s, pool_state):
+            return
+        n_workers = max(min(pool_state.max_workers, waiting), 1)
+        with self._engine.lock:
+            if batch is not None:
+                self._engine.scheduler.return_inline(job.job_id, batch.take_back())
+            plan = job.plan
+            if plan is not None and plan.is_serial:
+                why = "the caller was busy with an item" if batch is not None else "the caller did other work"
+                why = f"{why} for {planner.format_time(item_s)}"
+                job.plan = plan._replace(n_workers=n_workers, constraint=why)
+                if self.last_plan is plan:
+                    self.last_plan = job.plan
+        self.release(job, n_workers)
