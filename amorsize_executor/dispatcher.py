@@ -8,12 +8,13 @@
         |                                scheduler (lock) --> actions
       future, map iterator  <-- resolve --'
 
-Every event goes to the scheduler under one lock, held for pure computation only; the actions that it returns are carried
-out after the lock is released. Chunks are encoded and sent by the thread that got the action, so a task submitted to
-an idle worker is on its way before `submit` returns; processes are started and ended by the I/O thread alone.
+Every event goes to the scheduler under one lock, held for pure computation only; the actions that it returns are
+carried out after the lock is released. Chunks are encoded and sent by the thread that got the action, so a task
+submitted to an idle worker is on its way before `submit` returns; processes are started and ended by the I/O thread
+alone.
 
-The I/O thread starts with the first need for it and ends when the executor is shut down and drained. It is not a daemon:
-the interpreter waits for it, and it finishes what was submitted, as the standard pools do.
+The I/O thread starts with the first need for it and ends when the executor is shut down and drained. It is not a
+daemon: the interpreter waits for it, and it finishes what was submitted, as the standard pools do.
 """
 
 from __future__ import annotations
@@ -286,6 +287,7 @@ class Dispatcher:
     # ------------------------------------------------------------------ the I/O thread
 
     def ensure_thread(self) -> None:
+        """Start the I/O thread if it does not run; any thread."""
         if self._thread is not None:
             return
         init_entry: serialize.Entry | None = None
@@ -447,12 +449,10 @@ class Dispatcher:
         elif chunk.job_id is None:
             self._resolve(items, values)
         if key is not None and n > n_skipped:
-            self.cost_model.observe(
-                key, n - n_skipped, elapsed_ns * 1e-9, cpu_ns * 1e-9 if cpu_ns >= 0 else None
-            )
+            self.cost_model.observe(key, n - n_skipped, elapsed_ns * 1e-9, cpu_ns * 1e-9 if cpu_ns >= 0 else None)
 
     def _resolve(self, task_ids: Any, values: list[Any]) -> None:
-        for task_id, value in zip(task_ids, values):
+        for task_id, value in zip(task_ids, values, strict=True):
             task = self._tasks.pop(task_id, None)
             if task is None:
                 continue
@@ -490,7 +490,7 @@ class Dispatcher:
 
     def _break(self, cause: BaseException, what: str = "workers cannot be started") -> None:
         """Fail everything that waits or runs; the executor is of no more use."""
-        BrokenProcessPool = broken_pool()  # noqa: N806
+        BrokenProcessPool = broken_pool()
         is_told = type(cause) is BrokenProcessPool
         message = str(cause) if is_told else f"{what}: {type(cause).__name__}: {cause}"
         with self.lock:

@@ -1,7 +1,7 @@
 """Tasks, items and results on their way: from objects to frames, and back.
 
-An item that cannot be pickled is left out of its chunk (its place holds None), so it fails alone; its error is kept with the
-map. Results that cannot be unpickled fail alone, too.
+An item that cannot be pickled is left out of its chunk (its place holds None), so it fails alone; its error is kept
+with the map. Results that cannot be unpickled fail alone, too.
 """
 
 from __future__ import annotations
@@ -33,9 +33,7 @@ class Task:
 
     __slots__ = ("args", "block_fd", "entry", "function", "future", "has_begun")
 
-    def __init__(
-        self, future: Future[Any], function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> None:
+    def __init__(self, future: Future[Any], function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.future = future
         self.function = function
         self.args: tuple[Any, ...] | None = None  # scalars, sent as they are

@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from multiprocessing.context import BaseContext
     from types import TracebackType
 
+    from typing_extensions import ParamSpec
+
     from .decisions.planner import Plan
     from .integrations.progress import Progress
-
-    from typing_extensions import ParamSpec
 
     P = ParamSpec("P")
 T = TypeVar("T")
@@ -68,11 +68,12 @@ class AmorsizeExecutor(Executor):
     idle_timeout
         Seconds after which an idle worker above `min_workers` ends. None: never.
     memory_limit
-        Bytes for this process and its workers together: workers are added only while their measured peak fits. None: what
-        the container or the host allows.
+        Bytes for this process and its workers together: workers are added only while their measured peak fits. None:
+        what the container or the host allows.
     inline
-        "auto": `map` may run items in the calling thread, inside ``next()`` of its result iterator, where that is cheaper
-        than sending them. "never": everything runs in workers. With an `initializer`, or a `timeout` of `map`, it never does.
+        "auto": `map` may run items in the calling thread, inside ``next()`` of its result iterator, where that is
+        cheaper than sending them. "never": everything runs in workers. With an `initializer`, or a `timeout` of
+        `map`, it never does.
     retries
         Times that a task runs again after its worker died while running it.
     threads_per_worker
@@ -248,9 +249,9 @@ class AmorsizeExecutor(Executor):
         is_star = len(iterables) > 1
         source: Iterator[Any] | None = None
         if buffersize is None:
-            items = list(zip(*iterables)) if is_star else list(iterables[0])
+            items = list(zip(*iterables, strict=False)) if is_star else list(iterables[0])
         else:
-            source = iter(zip(*iterables)) if is_star else iter(iterables[0])
+            source = iter(zip(*iterables, strict=False)) if is_star else iter(iterables[0])
             items = list(islice(source, buffersize))
             if len(items) < buffersize:
                 source = None
@@ -414,6 +415,10 @@ def _check_context(context: object) -> None:
     if context is None or hasattr(context, "Process"):
         return
     if not isinstance(context, str):
-        raise TypeError(f"mp_context must be one of {_START_METHODS}, a multiprocessing context or None, got {context!r}")
+        raise TypeError(
+            f"mp_context must be one of {_START_METHODS}, a multiprocessing context or None, got {context!r}"
+        )
     if context not in _START_METHODS:
-        raise ValueError(f"mp_context must be one of {_START_METHODS}, a multiprocessing context or None, got {context!r}")
+        raise ValueError(
+            f"mp_context must be one of {_START_METHODS}, a multiprocessing context or None, got {context!r}"
+        )

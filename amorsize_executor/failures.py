@@ -42,7 +42,7 @@ def start_failure(event: Ended) -> BaseException:
 
 
 def broken_pool() -> type[BrokenExecutor]:
-    """`BrokenProcessPool`; its base when the interpreter ends, which allows its module to be used but not to be imported."""
+    """`BrokenProcessPool`; its base if its module was not imported before the interpreter ends, which forbids it."""
     if lifecycle.is_interpreter_ending() and "concurrent.futures.process" not in sys.modules:
         return BrokenExecutor
     from concurrent.futures.process import BrokenProcessPool

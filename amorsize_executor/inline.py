@@ -1,7 +1,7 @@
 """Items of a map that its caller runs itself, in its own thread, inside ``next()``.
 
-While the caller is in an item, the I/O thread may find that it takes too long and give the unstarted items of the batch to
-workers. Neither waits for the other and no lock is taken per item: the caller iterates over a list, and the I/O
+While the caller is in an item, the I/O thread may find that it takes too long and give the unstarted items of the batch
+to workers. Neither waits for the other and no lock is taken per item: the caller iterates over a list, and the I/O
 thread cuts the list's end off, which a list iterator allows at any time.
 """
 
@@ -54,8 +54,8 @@ class InlineBatch:
     def take_back(self) -> range:
         """Indices of items that were not started; the caller will not run them.
 
-        The caller may go on between any two steps here. Once the list is cut it fetches no item from `keep` on; it may have
-        fetched one more before, which is then the item after its results. So items from the later of both on are
+        The caller may go on between any two steps here. Once the list is cut it fetches no item from `keep` on; it may
+        have fetched one more before, which is then the item after its results. So items from the later of both on are
         certainly not started.
         """
         keep = len(self.values) + 1
@@ -91,7 +91,7 @@ def copy_items(items: list[Any], first: int, name: str) -> tuple[list[Any], Exce
 
 
 def copy_values(values: list[Any], first: int, name: str) -> Exception | None:
-    """Replace results by what a worker would have sent; at the first that cannot be copied, cut and return the error."""
+    """Replace results by what a worker would have sent; cut at the first that cannot be copied and return its error."""
     if serialize.are_scalars(values):
         return None
     for i, value in enumerate(values):
@@ -99,5 +99,7 @@ def copy_values(values: list[Any], first: int, name: str) -> Exception | None:
             values[i] = serialize.copy(value)
         except Exception as problem:
             del values[i:]
-            return not_picklable(f"the result of {name} for item {first + i}, a {type(value).__qualname__!r} object,", problem)
+            return not_picklable(
+                f"the result of {name} for item {first + i}, a {type(value).__qualname__!r} object,", problem
+            )
     return None

@@ -1,7 +1,8 @@
 """How executors learn that their process ends or was forked.
 
-The interpreter waits for threads that are no daemons, and an I/O thread would wait for work. So a thread of this module waits
-for the end of the main thread and then tells every executor to finish what it has; all that by public means of `threading`.
+The interpreter waits for threads that are no daemons, and an I/O thread would wait for work. So a thread of this module
+waits for the end of the main thread and then tells every executor to finish what it has; all that by public means of
+`threading`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What this machine offers: CPUs and memory, with the limits of a container taken into account.
 
-Files below /proc and /sys are read when asked, never at import. `root` arguments exist so that the parsers can be tested on
-made-up trees.
+Files below /proc and /sys are read when asked, never at import. `root` arguments exist so that the parsers can be
+tested on made-up trees.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def _cgroup_folders(root: str, controller: str) -> list[str]:
     folders = []
     mount = os.path.join(root, "sys/fs/cgroup")
     for line in _read(os.path.join(root, "proc/self/cgroup")).splitlines():
-        _, controllers, path = (line.split(":", 2) + ["", ""])[:3]
+        _, controllers, path = [*line.split(":", 2), "", ""][:3]
         if controllers == "":
             base = os.path.join(mount, "unified")
             base = base if os.path.isdir(base) else mount

@@ -1,8 +1,8 @@
 """The caller's side of maps: planning them, running items inline, handing them to workers, taking their results.
 
-`open` plans a map and, if workers are to run it, releases its items to the scheduler. Else it is *held*: only its caller
-takes items, in `next_results`, and the I/O thread looks after it (`look_after`) so that the rest never waits for an item
-in the caller, or for a caller who does not come.
+`open` plans a map and, if workers are to run it, releases its items to the scheduler. Else it is *held*: only its
+caller takes items, in `next_results`, and the I/O thread looks after it (`look_after`) so that the rest never waits for
+an item in the caller, or for a caller who does not come.
 """
 
 from __future__ import annotations
@@ -118,7 +118,9 @@ class Maps:
                 constraint=constraint,
             )
             self.jobs[job.job_id] = job
-            self._engine.scheduler.add_map(job.job_id, function.key, len(items), chunksize=chunksize, closed=source is None)
+            self._engine.scheduler.add_map(
+                job.job_id, function.key, len(items), chunksize=chunksize, closed=source is None
+            )
             self._plan(job)
         assert job.plan is not None
         if not job.plan.is_serial:
@@ -230,10 +232,14 @@ class Maps:
         if error is not None:
             values.append(Failed(error))
         n = len(values)
+        left_over = batch.left_over(n) if error is None else range(0)
         with self._engine.lock:
-            if error is None:
-                self._engine.scheduler.return_inline(job.job_id, batch.left_over(n))
             self._engine.scheduler.inline_done(job.job_id, n)
+            actions = []
+            if left_over or self._engine.is_shut_down:  # idle workers may take them, or leave
+                self._engine.scheduler.return_inline(job.job_id, left_over)
+                actions = self._engine.scheduler.tick(job.visited_at)
+        self._engine.execute(actions)
         job.n_inline += n
         job.settle(range(taken.start, taken.start + n), values, failed=error is not None)
         return True
@@ -273,7 +279,8 @@ class Maps:
     def abandon(self, job: MapJob) -> None:
         """Nobody will ask for more results of a map.
 
-        The garbage collector may call this at any point of any thread, so it takes no lock: the I/O thread does the rest.
+        The garbage collector may call this at any point of any thread, so it takes no lock: the I/O thread does the
+        rest.
         """
         self._dropped.append(job)
         self._engine.nudge()

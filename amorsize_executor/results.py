@@ -117,7 +117,7 @@ class MapJob:
             elif isinstance(indices, range):
                 self._place(indices.start, values)
             else:
-                for i, value in zip(indices, values):
+                for i, value in zip(indices, values, strict=False):
                     self._place(i, [value])
             if self.is_waiting and (not self.is_ordered or self.frontier > self.n_out):
                 self.condition.notify_all()

@@ -122,9 +122,7 @@ def _warm_probe(cell: Cell, workers: int, repetitions: int) -> dict[str, Any]:
     )
 
 
-def _measure(
-    one_pass: Callable[[list[Cell]], None], kinds: tuple[Kind, ...], max_serial_s: float
-) -> Report:
+def _measure(one_pass: Callable[[list[Cell]], None], kinds: tuple[Kind, ...], max_serial_s: float) -> Report:
     cells = [Cell(duration_s, items) for duration_s in DURATIONS_S for items in LENGTHS]
     cells = [cell for cell in cells if cell.expected_s <= max_serial_s]
     one_pass(cells)
@@ -157,9 +155,7 @@ def _ratio_row(measure: str, cells: list[Cell], kind: Kind) -> Row:
     worst = max(cells, key=lambda cell: cell.ratio(kind.key))
     value = worst.ratio(kind.key)
     taken = seconds(median(worst.map_s[kind.key]))
-    return Row(
-        measure, {OURS: taken}, ratio=ratio(value), target=f"<= {TARGET}", reached=value <= TARGET
-    )
+    return Row(measure, {OURS: taken}, ratio=ratio(value), target=f"<= {TARGET}", reached=value <= TARGET)
 
 
 def _matrices(cells: list[Cell], kind: Kind) -> list[Table]:

@@ -53,9 +53,7 @@ def take_snapshot() -> Snapshot:
         threads=_named((str(thread.ident), thread.name) for thread in threading.enumerate()),
         descriptors=_named(_descriptors()),
         shared_memory=tuple(sorted(_shared_memory(process.pid))),
-        children=_named(
-            (str(child.pid), child.name()) for child in process.children(recursive=True)
-        ),
+        children=_named((str(child.pid), child.name()) for child in process.children(recursive=True)),
         resident_bytes=process.memory_info().rss,
     )
 
@@ -123,9 +121,7 @@ def churn_in_fresh_interpreter(count: int) -> int:
     """Run `churn` where warnings are errors, show what it said, return the exit status."""
     command = [sys.executable, "-W", "error", "-m", "benchmarks.churn"]
     arguments = ["--here", "--count", str(count)]
-    done = subprocess.run(
-        [*command, *arguments], cwd=ROOT, stderr=subprocess.PIPE, text=True, check=False
-    )
+    done = subprocess.run([*command, *arguments], cwd=ROOT, stderr=subprocess.PIPE, text=True, check=False)
     print(f"exit status {done.returncode}; stderr {'as follows' if done.stderr else 'empty'}")
     print(done.stderr, end="")
     return 1 if done.returncode or done.stderr else 0

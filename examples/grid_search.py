@@ -46,9 +46,7 @@ def evaluate(params: dict[str, float]) -> float:
 
 def main() -> int:
     candidates = list(ParameterGrid(GRID))
-    print(
-        f"Digits: {len(images)} images, {len(candidates)} candidates of 5 fits each\n", flush=True
-    )
+    print(f"Digits: {len(images)} images, {len(candidates)} candidates of 5 fits each\n", flush=True)
 
     started = time.perf_counter()
     with AmorsizeExecutor() as ex:

@@ -159,9 +159,7 @@ class CostModel:
         found = self._functions.get(key)
         return max(found.mean_s, found.total_s / found.n_items) if found is not None and found.n_items else None
 
-    def observe(
-        self, key: Hashable, n_items: int, elapsed_s: float, cpu_s: float | None = None
-    ) -> None:
+    def observe(self, key: Hashable, n_items: int, elapsed_s: float, cpu_s: float | None = None) -> None:
         """Take in that `n_items` items of a function took `elapsed_s` seconds in all.
 
         Parameters

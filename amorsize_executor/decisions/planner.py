@@ -254,9 +254,7 @@ def plan_map(
     """
     most = max(min(pool.max_workers, n_items), 1)
     if cost is None:
-        return Plan(
-            function, n_items, 0 if inline else most, chunksize or 1, constraint=constraint
-        )
+        return Plan(function, n_items, 0 if inline else most, chunksize or 1, constraint=constraint)
     serial_s = n_items * cost.mean_s
     candidates = [(0, serial_s)] if inline else []
     if not (inline and serial_s < CostModel.CHUNK_OVERHEAD_S):

@@ -310,12 +310,18 @@ class Scheduler:
         self._queue.append((task_id, key))
         if is_alone:
             self._alone.add(task_id)
-        if not self._idle and not self._partial and self._n_starting + self.n_ready >= self.worker_limit:
+        if not self._idle and not self._partial and len(self._workers) - self._n_retiring >= self.worker_limit:
             return []  # every worker is full: the common case in a flood
         return self._act(now)
 
     def add_map(
-        self, job_id: int, key: Hashable, n_items: int, *, chunksize: int | None = None, closed: bool = True,
+        self,
+        job_id: int,
+        key: Hashable,
+        n_items: int,
+        *,
+        chunksize: int | None = None,
+        closed: bool = True,
     ) -> None:
         """A map has come. It is held (its items may only be taken by the caller) until `release_map`."""
         job = self._jobs[job_id] = _Job(job_id, key, n_items, chunksize, closed)
@@ -383,7 +389,7 @@ class Scheduler:
         """Nobody wants more results of this map: items that wait are dropped, those with workers end unheard."""
         job = self._jobs.pop(job_id, None)
         if job is not None:
-            self._forget_attempts(job_id)
+            self._forget_map(job_id)
 
     # ------------------------------------------------------------------ workers answer
 
@@ -688,9 +694,7 @@ class Scheduler:
             size = job.chunksize
         else:
             limit = max(job.growth, 1) * planner.CHUNK_GROWTH if job.growth else None
-            size = planner.chunk_size(
-                remaining, n, t, known=job.growth > 0, nbytes=job.nbytes, limit=limit
-            )
+            size = planner.chunk_size(remaining, n, t, known=job.growth > 0, nbytes=job.nbytes, limit=limit)
         if most is not None:
             size = min(size, most)
         items: Sequence[int]
@@ -786,7 +790,7 @@ class Scheduler:
         job.n_settled += n_items
         if job.closed and job.n_settled >= job.n_items:
             del self._jobs[job.job_id]
-            self._forget_attempts(job.job_id)
+            self._forget_map(job.job_id)
 
     def _forget_task(self, task_id: int) -> None:
         self._task_keys.pop(task_id, None)
@@ -794,7 +798,9 @@ class Scheduler:
         if self._attempts:
             self._attempts.pop((None, task_id), None)
 
-    def _forget_attempts(self, job_id: int) -> None:
+    def _forget_map(self, job_id: int) -> None:
+        for worker in self._workers.values():
+            worker.proven.discard(job_id)
         if self._attempts:
             for key in [key for key in self._attempts if key[0] == job_id]:
                 del self._attempts[key]

@@ -65,7 +65,8 @@ def write_all(fd: int, data: bytes | memoryview) -> None:
             view = view[os.write(fd, view) :]
     except OSError as error:
         raise OSError(
-            error.errno, f"{os.strerror(error.errno or 0)} while storing {total:,} bytes for a worker; free memory or send less"
+            error.errno,
+            f"{os.strerror(error.errno or 0)} while storing {total:,} bytes for a worker; free memory or send less",
         ) from error
 
 

@@ -1,7 +1,8 @@
 """Frames over a socket, with descriptors.
 
-A frame is a header (body length, number of descriptors, whether the body is in a block) and a pickled message. Bodies above
-`FRAME_NBYTES` travel in a block whose descriptor comes with the frame, so what is in a socket's buffer stays small.
+A frame is a header (body length, number of descriptors, whether the body is in a block) and a pickled message. Bodies
+above `FRAME_NBYTES` travel in a block whose descriptor comes with the frame, so what is in a socket's buffer stays
+small.
 
 `Channel` is the parent's side: sending never blocks. What the socket does not take at once waits in order, and the
 I/O thread goes on when the socket can take more; so two processes that send each other much cannot block each other.
@@ -88,8 +89,8 @@ class Receiver:
     def receive(self, sock: socket.socket, flags: int = 0) -> tuple[memoryview, list[int]]:
         """One read: bytes (none at the end of the stream; valid until the next read) and descriptors.
 
-        A read ends behind the bytes that descriptors came with, so they are those of one frame. When this process has no
-        room for them all, they are [LOST].
+        A read ends behind the bytes that descriptors came with, so they are those of one frame. When this process has
+        no room for them all, they are [LOST].
         """
         nbytes, ancillary, what, _ = sock.recvmsg_into(self._target, _CMSG_NBYTES, _RECV_FLAGS | flags)
         fds: list[int] = []
@@ -112,7 +113,7 @@ class FrameReader:
         self._fds: deque[int] = deque()
 
     def feed(self, data: memoryview, fds: Sequence[int] = ()) -> list[tuple[Any, int | None]]:
-        """Take in bytes and give the messages that are complete, each with its block's descriptor (now the caller's)."""
+        """Take in bytes and give the complete messages, each with its block's descriptor (now the caller's)."""
         if fds:
             self._fds.extend(fds)
         if self._buffer:
@@ -159,8 +160,8 @@ class FrameReader:
 class Channel:
     """The parent's end of a worker's channel.
 
-    `post` may be called by any thread: frames are appended to a queue, and whoever gets the sending lock without waiting
-    empties it. `receive` belongs to the I/O thread.
+    `post` may be called by any thread: frames are appended to a queue, and whoever gets the sending lock without
+    waiting empties it. `receive` belongs to the I/O thread.
     """
 
     def __init__(self, sock: socket.socket) -> None:

@@ -4,8 +4,8 @@
 persistent selector for channels, ends of processes and its own wake-up.
 
 The end of a process is taken from a pidfd where there is one: end-of-file on the channel and the sentinel of the
-process object come late when the dead worker had forked a child that keeps their descriptors. The channel is read to its
-end before a death is reported, so no result that was sent is lost.
+process object come late when the dead worker had forked a child that keeps their descriptors. The channel is read to
+its end before a death is reported, so no result that was sent is lost.
 
 Owned by the I/O thread, except `post`, `wake`, `kill` and `pids` (any thread).
 """
@@ -268,7 +268,7 @@ class WorkerPool:
                 return Ended(worker_id, None, None, None, "", error)
             undo.pop_all()
         self._workers[worker_id] = worker
-        if not all([worker.channel.post(frame) for frame in frames]):
+        if False in [worker.channel.post(frame) for frame in frames]:
             self._watch_writes(worker_id)
         return None
 

@@ -1,8 +1,8 @@
 """Objects to bytes and back, by value where the other process could not import them.
 
 Plain pickle first (it is C), cloudpickle for what it refuses (lambdas, closures) and for what it would accept only
-because this process happens to have it in ``__main__``. Large contiguous buffers (NumPy arrays and whatever else supports
-protocol 5) leave the pickle and travel in a block; a receiver maps them privately, so it has its own, writable
+because this process happens to have it in ``__main__``. Large contiguous buffers (NumPy arrays and whatever else
+supports protocol 5) leave the pickle and travel in a block; a receiver maps them privately, so it has its own, writable
 copy without copying.
 
 An object becomes an *entry*, which is small enough for a frame or refers to the frame's block:
@@ -38,9 +38,14 @@ Entry: TypeAlias = "bytes | tuple[bytes, tuple[_Buffer, ...]]"
 
 def is_scalar(obj: object) -> bool:
     """Whether an object is immutable through and through, and certain to pickle small enough to be copied freely."""
-    if type(obj) is tuple:
-        return len(obj) <= _TUPLE_LENGTH and all(map(_is_flat, obj))
-    return _is_plain(obj)
+    if type(obj) is not tuple:
+        return _is_plain(obj)
+    if len(obj) > _TUPLE_LENGTH:
+        return False
+    for item in obj:
+        if type(item) not in _NUMBERS and not _is_flat(item):
+            return False
+    return True
 
 
 def _is_flat(obj: object) -> bool:

@@ -102,8 +102,8 @@ def test_many_functions_alternate(executor: AmorsizeExecutor) -> None:
 @pytest.mark.parametrize(
     "value",
     [
-        None, True, 3, -(2**200), 1.5, float("inf"), 1j, "text", "\ud800", b"bytes", bytearray(b"x"), (1, (2, (3, (4,)))),
-        [1, [2]], {"a": {1, 2}}, frozenset({1}), range(5), ..., NotImplemented, slice(1, 2), int, tasks.square, len,
+        None, True, 3, -(2**200), 1.5, float("inf"), 1j, "text", "\ud800", b"bytes", bytearray(b"x"),
+        (1, (2, (3, (4,)))), [1, [2]], {"a": {1, 2}}, frozenset({1}), range(5), ..., NotImplemented, slice(1, 2), int, tasks.square, len,
         memoryview,
     ],
     ids=repr,
@@ -208,10 +208,10 @@ def test_a_function_that_cannot_be_pickled_is_named(executor: AmorsizeExecutor) 
     def locked(_: int) -> bool:
         return lock.locked()
 
-    with pytest.raises(SerializationError, match="function .*locked") as caught:
+    with pytest.raises(SerializationError, match=r"function .*locked") as caught:
         executor.submit(locked, 1).result()
     assert isinstance(caught.value, (TypeError, pickle.PicklingError))
-    with pytest.raises(SerializationError, match="function .*locked"):
+    with pytest.raises(SerializationError, match=r"function .*locked"):
         list(executor.map(locked, [1]))
     assert _works(executor)
 

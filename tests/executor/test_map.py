@@ -378,7 +378,7 @@ def test_maps_in_several_threads_at_once(either: AmorsizeExecutor) -> None:
 
 def test_maps_can_be_taken_in_turn(either: AmorsizeExecutor) -> None:
     first, second = either.map(tasks.square, range(500)), either.map(tasks.add, range(500), range(500))
-    assert list(zip(first, second)) == [(i * i, 2 * i) for i in range(500)]
+    assert list(zip(first, second, strict=True)) == [(i * i, 2 * i) for i in range(500)]
 
 
 def test_a_map_may_be_iterated_in_another_thread_than_it_was_made(either: AmorsizeExecutor) -> None:

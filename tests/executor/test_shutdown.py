@@ -60,10 +60,16 @@ def test_submit_and_map_after_shutdown_raise(is_used: bool) -> None:
 
 def test_an_exception_in_a_with_block_passes_and_the_work_is_done(make_signal: Callable[[], Signal]) -> None:
     ran = make_signal()
-    with pytest.raises(KeyError, match="mine"), AmorsizeExecutor(max_workers=1) as executor:
-        future = executor.submit(tasks.give, ran, 5)
-        raise KeyError("mine")
-    assert future.result(0) == 5
+    futures = []
+
+    def use() -> None:
+        with AmorsizeExecutor(max_workers=1) as executor:
+            futures.append(executor.submit(tasks.give, ran, 5))
+            raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        use()
+    assert futures[0].result(0) == 5
     assert ran.count() == 1
 
 

@@ -86,9 +86,9 @@ def test_a_waiting_future_can_be_cancelled_and_never_runs(make_signal: Callable[
 
 def test_cancelled_futures_among_others_lose_nothing(make_signal: Callable[[], Signal]) -> None:
     started, go = make_signal(), make_signal()
-    with AmorsizeExecutor(max_workers=1) as executor:
-        executor.submit(tasks.square, 0).result()  # known to be short: sent in groups
+    with AmorsizeExecutor(max_workers=1, cost_model=CostModel()) as executor:
         executor.submit(tasks.pause, started, go)
+        executor.submit(tasks.square, 0)  # soon known to be short: then sent in groups
         started.take()
         futures = [executor.submit(tasks.square, i) for i in range(1000)]
         for future in futures[::3]:
@@ -259,7 +259,7 @@ def test_an_event_loop_gets_exceptions(executor: AmorsizeExecutor) -> None:
 
 def test_cancelling_an_awaited_call_cancels_what_waits(make_signal: Callable[[], Signal]) -> None:
     started, go, ran = make_signal(), make_signal(), make_signal()
-    with AmorsizeExecutor(max_workers=1) as executor:
+    with AmorsizeExecutor(max_workers=1, cost_model=CostModel()) as executor:
         executor.submit(tasks.pause, started, go)
         started.take()
 

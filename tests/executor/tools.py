@@ -131,16 +131,18 @@ class Script:
             os.killpg(self.process.pid, signal.SIGABRT)
             out, err = self.process.communicate(timeout=LIMIT_S)
             raise AssertionError(f"the script does not end\n{out}\n{err}") from None
-        assert not self._remaining(), "the script left processes behind"
+        for pid in self._session():
+            wait_for_end(pid)
         return self.process.returncode, out, err
 
-    def _remaining(self) -> list[psutil.Process]:
-        left = []
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error, ProcessLookupError):
-                if os.getsid(process.pid) == self.process.pid:
-                    left.append(process)
-        return psutil.wait_procs(left, timeout=LIMIT_S)[1]
+    def _session(self) -> list[int]:
+        """Processes of its session that still exist."""
+        found = []
+        for pid in psutil.pids():
+            with contextlib.suppress(ProcessLookupError):
+                if os.getsid(pid) == self.process.pid:
+                    found.append(pid)
+        return found
 
 
 def run_script(folder: Path, source: str, *args: object) -> str:

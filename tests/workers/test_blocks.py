@@ -115,7 +115,7 @@ def test_buffers_stand_aligned_one_behind_another(buffers: list[bytes]) -> None:
     finally:
         os.close(fd)
     assert all(offset % 64 == 0 for offset in offsets)
-    assert [content[o : o + len(data)] for o, data in zip(offsets, buffers)] == buffers
+    assert [content[o : o + len(data)] for o, data in zip(offsets, buffers, strict=True)] == buffers
     assert writer.nbytes == len(content)
 
 

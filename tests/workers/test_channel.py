@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import pickle
 import socket
@@ -97,7 +98,7 @@ def test_frames_may_be_split_anywhere(messages: list[tuple[int, bytes]], cuts: l
     stream = b"".join(make_frame(message).data for message in messages)
     places = sorted({min(cut, len(stream)) for cut in cuts} | {0, len(stream)})
     reader = FrameReader()
-    got = [m for a, b in zip(places, places[1:]) for m in reader.feed(memoryview(stream[a:b]))]
+    got = [m for a, b in itertools.pairwise(places) for m in reader.feed(memoryview(stream[a:b]))]
     assert got == [(message, None) for message in messages]
 
 

@@ -67,8 +67,12 @@ def test_fresh_closures_over_the_same_object_share_a_number() -> None:
 
 def test_fresh_lambdas_over_different_values_do_not() -> None:
     table = FunctionTable()
-    functions = [lambda x, n=n: x + n for n in range(5)] + [(lambda n: lambda x: x + n)(n) for n in range(5)]
+    functions = [lambda x, n=n: x + n for n in range(5)] + [_adding(n) for n in range(5)]
     assert len({table.register(f).fn_id for f in functions}) == 10
+
+
+def _adding(n: int) -> Callable[[int], int]:
+    return lambda x: x + n
 
 
 def test_a_changed_global_is_seen() -> None:

@@ -78,7 +78,7 @@ class Driver:
                     _, _, offset, count, elapsed_ns, _, values = message
                     assert len(values) == count
                     assert elapsed_ns >= 0
-                    found.update(zip(range(offset, offset + count), values))
+                    found.update(zip(range(offset, offset + count), values, strict=True))
             return found
 
         self.wait_until(lambda: len(got()) >= n or self.end is not None)
