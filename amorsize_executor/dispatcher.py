@@ -118,6 +118,7 @@ class Dispatcher:
         self._idle_looks = 0
         self._retiring: dict[int, float] = {}
         self._peak_nbytes: dict[int, int] = {}
+        self._init_fd: int | None = None  # block of the initializer's arguments
         self._memory_checked_at = 0.0
         self._memory_room = 0.0  # bytes for all workers together, as last looked up
         # Set by a collected executor or the end of the interpreter, without a lock.
@@ -302,7 +303,7 @@ class Dispatcher:
                     return
                 pool = WorkerPool(self.settings.context, self.settings.env)
                 pool.init_message = lambda: make_frame(
-                    (protocol.INIT, init_entry), None if init_fd is None else os.dup(init_fd)
+                    (protocol.INIT, init_entry), None if self._init_fd is None else os.dup(self._init_fd)
                 )
                 self.pool, self._init_fd = pool, init_fd
                 self.is_watching = True
@@ -448,7 +449,7 @@ class Dispatcher:
             self.maps.forget_if_settled(job)
         elif chunk.job_id is None:
             self._resolve(items, values)
-        if key is not None and n > n_skipped:
+        if key is not None and n > n_skipped and elapsed_ns >= 0:
             self.cost_model.observe(key, n - n_skipped, elapsed_ns * 1e-9, cpu_ns * 1e-9 if cpu_ns >= 0 else None)
 
     def _resolve(self, task_ids: Any, values: list[Any]) -> None:
@@ -593,7 +594,10 @@ class Dispatcher:
         now = time.perf_counter()
         if not self._memory_room or now - self._memory_checked_at > _MEMORY_PERIOD_S:
             self._memory_checked_at = now
-            limit = self.settings.memory_limit or machine.memory_limit()
+            try:
+                limit = self.settings.memory_limit or machine.memory_limit()
+            except OSError:  # no descriptor left to read it
+                return
             own = machine.resident_nbytes(os.getpid()) or 0
             self._memory_room = limit * (1 - _MEMORY_RESERVE) - own
         cap = max(int(self._memory_room / max(self._peak_nbytes.values())), 1)

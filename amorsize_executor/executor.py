@@ -45,6 +45,8 @@ _THREAD_VARIABLES = (
 
 #: What this process has learned; shared by all executors that were given no other model.
 _process_model = CostModel()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_process_model.renew_lock)
 
 
 class AmorsizeExecutor(Executor):
@@ -169,6 +171,7 @@ class AmorsizeExecutor(Executor):
         """The dispatcher; a new one in the child of a fork, where the parent's threads and workers are not ours."""
         if self._dispatcher.is_foreign:
             self._finalizer.detach()
+            self._settings.cost_model.renew_lock()
             self._attach(Dispatcher(self._settings))
         return self._dispatcher
 

@@ -214,26 +214,28 @@ class Maps:
             return False
         name, function = job.function.name, job.function
         items, error = copy_items(job.take_items(taken), taken.start, name)
+        n_copied = len(items)
         batch = job.batch = InlineBatch(taken.start, items, function.local(), job.is_star)
         try:
             problem = batch.run()
         finally:
             job.batch = None
             job.visited_at = time.perf_counter()
-        values = batch.values
+        values = batch.values.copy()  # the I/O thread may still look at the length of the other
         ran = len(values) + (problem is not None)
         if ran:
             elapsed = job.visited_at - batch.started_at
             job.inline_s += elapsed
             self._engine.cost_model.observe(function.key, ran, elapsed)
-        if problem is not None or ran < len(items):
+        if problem is not None or ran < n_copied:
             error = problem
         error = copy_values(values, taken.start, name) or error
         if error is not None:
             values.append(Failed(error))
         n = len(values)
-        left_over = batch.left_over(n) if error is None else range(0)
         with self._engine.lock:
+            # Under the lock: else the I/O thread may be about to take back the same items.
+            left_over = [*batch.left_over(n), *taken[n_copied:]] if error is None else []
             self._engine.scheduler.inline_done(job.job_id, n)
             actions = []
             if left_over or self._engine.is_shut_down:  # idle workers may take them, or leave

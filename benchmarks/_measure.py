@@ -27,6 +27,8 @@ OURS, STANDARD, LOKY = CONTENDERS = ("amorsize", "standard", "loky")
 ROOT = Path(__file__).resolve().parent.parent
 PROBE_LIMIT_S = 300.0
 """A probe that takes longer hangs: the longest, 20,000 submits in all rounds, takes about 30 s."""
+CLEANING_UP_S = 2.0
+"""Patience with what a killed probe leaves behind: named semaphores and folders in shared memory."""
 
 START_LIMIT_S = 10.0
 """Patience with an executor that is slow to start, or unwilling to use, all its workers."""
@@ -43,6 +45,10 @@ CALIBRATION_ROUNDS = 5
 
 class ProbeError(Exception):
     """A fresh interpreter did not deliver its measurement."""
+
+
+class ProbeTimeoutError(ProbeError):
+    """A fresh interpreter took longer than its limit."""
 
 
 def make_executor(contender: str, max_workers: int | None = None) -> Executor:
@@ -128,7 +134,7 @@ def probe(name: str, **arguments: Any) -> dict[str, Any]:
     return found
 
 
-def fresh_interpreter(*arguments: str) -> str:
+def fresh_interpreter(*arguments: str, limit_s: float = PROBE_LIMIT_S) -> str:
     """Run Python with `arguments` in the project's folder and return its output.
 
     The interpreter leads a process group of its own: what a hanging one started goes with it.
@@ -143,13 +149,22 @@ def fresh_interpreter(*arguments: str) -> str:
         start_new_session=True,
     )
     try:
-        output, _ = process.communicate(timeout=PROBE_LIMIT_S)
+        output, _ = process.communicate(timeout=limit_s)
     except BaseException as error:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+        _end_group(process)
         if isinstance(error, subprocess.TimeoutExpired):
-            raise ProbeError(f"{arguments}: killed after {PROBE_LIMIT_S:.0f} s") from None
+            raise ProbeTimeoutError(f"{arguments}: killed after {limit_s:.0f} s") from None
         raise
     if process.returncode:
         raise ProbeError(f"{arguments}: exit status {process.returncode}")
     return output
+
+
+def _end_group(process: subprocess.Popen[str]) -> None:
+    """End an interpreter and all that it started; resource trackers first get the time to clean up after them."""
+    for signum in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, signum)
+            process.communicate(timeout=CLEANING_UP_S)
+        except (ProcessLookupError, subprocess.TimeoutExpired):
+            pass

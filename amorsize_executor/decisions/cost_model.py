@@ -122,6 +122,10 @@ class CostModel:
         self._worker_start_s = self.PRIOR_WORKER_START_S
         self._starts_measured = 0
 
+    def renew_lock(self) -> None:
+        """In the child of a fork, before any other call: a thread that the child has not may have held the lock."""
+        self._lock = threading.Lock()
+
     def __len__(self) -> int:
         return len(self._functions)
 

@@ -361,7 +361,7 @@ class Scheduler:
         job.next = taken.stop if taken else job.next
         return taken
 
-    def return_inline(self, job_id: int, items: range) -> None:
+    def return_inline(self, job_id: int, items: Sequence[int]) -> None:
         """Items that the caller had taken come back: it has no time for them."""
         job = self._jobs.get(job_id)
         if job is not None:

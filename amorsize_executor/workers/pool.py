@@ -165,8 +165,13 @@ class WorkerPool:
         self._env = env
         self.init_message: Any = None  # called for each worker: gives the frame of INIT
         self._workers: dict[int, _Worker] = {}
-        self._selector = selectors.DefaultSelector()
         self._wake_r, self._wake_w = socket.socketpair()
+        try:
+            self._selector = selectors.DefaultSelector()
+        except BaseException:
+            self._wake_r.close()
+            self._wake_w.close()
+            raise
         for sock in (self._wake_r, self._wake_w):
             sock.setblocking(False)
         self._selector.register(self._wake_r, selectors.EVENT_READ, None)
@@ -399,6 +404,9 @@ class WorkerPool:
         try:
             for content, block_fd in FrameReader().feed(memoryview(worker.status.unsent())):
                 on_message(Message(worker.worker_id, content, block_fd))
+            kept = worker.status.kept()
+            if kept is not None:
+                on_message(Message(worker.worker_id, kept, None))
         except Exception as error:  # a record cut short by the death: its item counts as running
             fault = f"{fault}(unreadable record: {error!r})"
         running = worker.status.running()

@@ -17,7 +17,7 @@ Worker to parent::
 
     (READY, pid)
     (INIT_FAILED, entry)                         entry of (exception, traceback text)
-    (RESULTS, chunk_id, offset, n, elapsed_ns, cpu_ns, values)      values: plain scalars
+    (RESULTS, chunk_id, offset, n, elapsed_ns, cpu_ns, values)      values: plain scalars; times are -1 if not known
     (OUTCOMES, chunk_id, offset, n, elapsed_ns, cpu_ns, outcomes)   outcomes: [(kind, entry), ...]
     (NEED_FUNCTIONS, chunk_id)                   the worker has forgotten a function of this chunk
     (MEMORY, nbytes)                             peak resident memory has grown
@@ -25,7 +25,10 @@ Worker to parent::
 
 from __future__ import annotations
 
+import io
+import marshal
 import mmap
+from typing import Any
 
 from .channel import FRAME_NBYTES
 
@@ -45,22 +48,39 @@ class StatusBlock:
     """Memory shared by the parent and one worker; written by the worker, read by the parent after its death.
 
     Words of 8 bytes: chunk id, offset and count of the items that run now (chunk id 0: none), bytes of records that
-    are written but perhaps not sent. The records follow.
+    are written but perhaps not sent, number of results in the journal, whether these are outcomes. The records follow,
+    then the journal: the results (or outcomes) of a group of short items that runs, one behind another as `marshal`
+    writes them.
     """
 
     HEADER_NBYTES = 64
-    NBYTES = HEADER_NBYTES + FRAME_NBYTES
+    JOURNAL_NBYTES = 32 << 10
+    NBYTES = HEADER_NBYTES + FRAME_NBYTES + JOURNAL_NBYTES
 
     def __init__(self, fd: int) -> None:
         self._map = mmap.mmap(fd, self.NBYTES)
         self._view = memoryview(self._map)
         self.words = self._view[: self.HEADER_NBYTES].cast("Q")
-        self.records = self._view[self.HEADER_NBYTES :]
+        self.records = self._view[self.HEADER_NBYTES : self.HEADER_NBYTES + FRAME_NBYTES]
+        self.journal = self._view[self.HEADER_NBYTES + FRAME_NBYTES :]
 
     def running(self) -> tuple[int, int, int] | None:
         """(chunk id, offset, count) of the items that run, or None."""
         chunk_id, offset, count = self.words[0], self.words[1], self.words[2]
-        return (chunk_id, offset, count) if chunk_id else None
+        if not chunk_id:
+            return None
+        # With a journal the items of a group are told apart: one runs, if any is left.
+        n_kept = min(self.words[4], count)
+        return (chunk_id, offset + n_kept, min(count - n_kept, 1) if n_kept or count == 1 else count)
+
+    def kept(self) -> tuple[Any, ...] | None:
+        """The message of results that are in the journal, or None."""
+        n_kept = self.words[4]
+        if not self.words[0] or not n_kept:
+            return None
+        code = OUTCOMES if self.words[5] else RESULTS
+        file = io.BytesIO(self.journal)
+        return (code, self.words[0], self.words[1], n_kept, -1, -1, [marshal.load(file) for _ in range(n_kept)])
 
     def unsent(self) -> bytes:
         """Records that were written and perhaps not sent."""
@@ -70,5 +90,6 @@ class StatusBlock:
         """Unmap."""
         self.words.release()
         self.records.release()
+        self.journal.release()
         self._view.release()
         self._map.close()

@@ -149,7 +149,7 @@ def entry_nbytes(entry: Entry) -> int:
 
 def copy(obj: Any) -> Any:
     """What a worker would get: the object itself if it cannot change, else its pickled copy."""
-    if is_scalar(obj):
+    if type(obj) in SCALARS or is_scalar(obj):  # of any size
         return obj
     return pickle.loads(dumps(obj))
 

@@ -102,9 +102,9 @@ def test_many_functions_alternate(executor: AmorsizeExecutor) -> None:
 @pytest.mark.parametrize(
     "value",
     [
-        None, True, 3, -(2**200), 1.5, float("inf"), 1j, "text", "\ud800", b"bytes", bytearray(b"x"),
-        (1, (2, (3, (4,)))), [1, [2]], {"a": {1, 2}}, frozenset({1}), range(5), ..., NotImplemented, slice(1, 2), int, tasks.square, len,
-        memoryview,
+        None, True, 3, -(2**200), 1.5, float("inf"), 1j, "text", "\ud800", b"bytes", bytearray(b"x"), [1, [2]],
+        (1, (2, (3, (4,)))), {"a": {1, 2}}, frozenset({1}), range(5), ..., NotImplemented, slice(1, 2), int,
+        tasks.square, len, memoryview,
     ],
     ids=repr,
 )  # fmt: skip

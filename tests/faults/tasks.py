@@ -223,3 +223,21 @@ def take_all_descriptors() -> int:
             taken.append(os.dup(2))
     except OSError:
         return len(taken)
+
+
+def tiny(x: int) -> int:
+    """As short as a task can be; deadly at -1, and forks at -2."""
+    if x == -1:
+        os._exit(5)
+    if x == -2 and not (child := os.fork()):
+        return child
+    return x
+
+
+def tiny_list(x: int) -> list[int]:
+    return [tiny(x)]
+
+
+def tiny_mixed(x: int) -> Any:
+    """Results of all kinds: those that are sent as they are, pickled, and with buffers."""
+    return (tiny(x), [x], {"x": x}, np.full(3, x), None, 1.5)[x % 6 if x >= 0 else 0]

@@ -10,6 +10,7 @@ from concurrent.futures import wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 
@@ -33,6 +34,9 @@ from .tasks import (
     pid,
     square,
     tell_and_wait,
+    tiny,
+    tiny_list,
+    tiny_mixed,
     total,
 )
 
@@ -124,6 +128,43 @@ def test_only_the_culprits_among_many_submits_fail(
     assert all(future.result() == x * x for x, future in enumerate(futures) if x not in deadly)
     assert count_notes(notes) == dict.fromkeys(range(n), 1)
     assert_usable(executor)
+
+
+@pytest.mark.parametrize("function", [tiny, tiny_list, tiny_mixed])
+def test_tiny_tasks_that_run_in_groups_are_told_apart(
+    executor: AmorsizeExecutor, function: Callable[[int], object]
+) -> None:
+    for _ in range(2):  # it must be known to be short
+        assert not wait([executor.submit(function, x) for x in range(600)], LIMIT_S).not_done
+    arguments = [-1 if x % 500 == 250 else x for x in range(1500)]
+    futures = [executor.submit(function, x) for x in arguments]
+    assert not wait(futures, LIMIT_S).not_done
+    for x, future in zip(arguments, futures, strict=True):
+        if x == -1:
+            assert isinstance(future.exception(), WorkerDied)
+        else:
+            assert repr(future.result()) == repr(function(x))
+
+
+@pytest.mark.parametrize("function", [tiny, tiny_list, tiny_mixed])
+def test_tiny_items_before_the_culprit_of_a_chunk_have_results(
+    executor: AmorsizeExecutor, function: Callable[[int], object]
+) -> None:
+    list(executor.map(function, range(600)))
+    for culprit in (1000, 1001, 1777, 1999):
+        arguments = [-1 if x == culprit else x for x in range(3000)]
+        coming = executor.map(function, arguments, chunksize=1000)
+        results = [next(coming) for _ in range(culprit)]
+        with pytest.raises(WorkerDied):
+            next(coming)
+        assert list(map(repr, results)) == [repr(function(x)) for x in range(culprit)]
+
+
+def test_a_fork_in_a_group_of_tiny_tasks_runs_none_of_the_others(executor: AmorsizeExecutor) -> None:
+    list(executor.map(tiny, range(600)))
+    arguments = [-2 if x % 100 == 50 else x for x in range(1000)]
+    assert list(executor.map(tiny, arguments, chunksize=500)) == arguments
+    assert [f.result(LIMIT_S) for f in [executor.submit(tiny, x) for x in arguments]] == arguments
 
 
 def test_retries_run_the_culprit_again_and_nothing_else(notes: str, tmp_path: Path) -> None:
@@ -225,7 +266,6 @@ def test_a_worker_may_die_while_it_stores_a_large_result(executor: AmorsizeExecu
 
 
 def test_large_arguments_of_other_tasks_survive_a_death(executor: AmorsizeExecutor) -> None:
-    np = pytest.importorskip("numpy")
     futures = [executor.submit(total, np.full(100_000, float(i))) for i in range(10)]
     culprit = executor.submit(die, "SIGKILL")
     futures += [executor.submit(total, np.full(100_000, float(i))) for i in range(10)]
@@ -236,9 +276,7 @@ def test_large_arguments_of_other_tasks_survive_a_death(executor: AmorsizeExecut
 # ---------------------------------------------------------------------- forks, descriptors
 
 
-def test_death_is_noticed_though_a_forked_child_keeps_the_descriptors(
-    executor: AmorsizeExecutor, notes: str
-) -> None:
+def test_death_is_noticed_though_a_forked_child_keeps_the_descriptors(executor: AmorsizeExecutor, notes: str) -> None:
     futures = [executor.submit(fork_a_long_lived_child, notes)] + [executor.submit(square, x) for x in range(20)]
     try:
         error = futures[0].exception(LIMIT_S)
@@ -279,7 +317,7 @@ def test_many_deaths_in_a_row_do_not_break_the_pool(executor: AmorsizeExecutor, 
     assert futures[-1].result(LIMIT_S) == 1
 
 
-def test_worker_killed_between_its_tasks_costs_nothing(notes: str, make_signal: Callable[[], Signal]) -> None:
+def test_worker_killed_between_its_tasks_costs_nothing(notes: str) -> None:
     with AmorsizeExecutor(1) as executor:
         for x in range(30):
             assert executor.submit(noted, notes, x).result(LIMIT_S) == x * x

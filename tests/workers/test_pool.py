@@ -215,7 +215,7 @@ def test_a_result_is_sent_while_the_next_item_of_the_chunk_runs(driver: Driver) 
     import time
 
     driver.run(1, work, [0, 1, 2, 3])
-    assert driver.values(1, 2) == [0, 1]
+    assert driver.values(1, 3) == [0, 1, 2]
     os.write(writer, b"x")
     driver.messages.clear()
     os.close(reader)
