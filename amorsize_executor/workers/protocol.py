@@ -65,13 +65,12 @@ class StatusBlock:
         self.journal = self._view[self.HEADER_NBYTES + FRAME_NBYTES :]
 
     def running(self) -> tuple[int, int, int] | None:
-        """(chunk id, offset, count) of the items that run, or None."""
+        """(chunk id, offset, count) of the item that runs, or None; the count is 0 or 1."""
         chunk_id, offset, count = self.words[0], self.words[1], self.words[2]
         if not chunk_id:
             return None
-        # With a journal the items of a group are told apart: one runs, if any is left.
         n_kept = min(self.words[4], count)
-        return (chunk_id, offset + n_kept, min(count - n_kept, 1) if n_kept or count == 1 else count)
+        return (chunk_id, offset + n_kept, min(count - n_kept, 1))  # the others of a group have not begun
 
     def kept(self) -> tuple[Any, ...] | None:
         """The message of results that are in the journal, or None."""
