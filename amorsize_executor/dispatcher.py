@@ -170,10 +170,13 @@ class Dispatcher:
                 actions = self.scheduler.submit(
                     task_id, task.function.key, time.perf_counter(), is_alone=task.block_fd >= 0
                 )
+                is_new_wait = self.scheduler.has_new_wait
         if actions is None:
             self.check_open()
         elif actions:
             self.execute(actions)
+        elif is_new_wait:
+            self.wake()
         return future
 
     def new_id(self) -> int:
@@ -325,6 +328,8 @@ class Dispatcher:
         pool = self.pool
         assert pool is not None
         lifecycle.ensure_watch()
+        if lifecycle.is_interpreter_ending():
+            self.is_abandoned = True  # the one who tells may have come before this was added
         try:
             while True:
                 self._notice_abandonment()

@@ -94,7 +94,7 @@ def encode_tasks(chunk_id: int, tasks: Sequence[Task | None], known: set[int]) -
     fn_ids = [(task or kept[0]).function.fn_id for task in tasks]
     block_fd = next((os.dup(task.block_fd) for task in kept if task.block_fd >= 0), None)
     known.update(functions)
-    same = fn_ids[0] if len(set(fn_ids)) == 1 else fn_ids
+    same = fn_ids[0] if len(set(fn_ids)) == 1 and fn_ids[0] > 0 else fn_ids
     return make_frame((protocol.RUN, chunk_id, tuple(functions.items()), same, kind, items), block_fd)
 
 

@@ -250,6 +250,11 @@ class Scheduler:
         return len(self._queue)
 
     @property
+    def has_new_wait(self) -> bool:
+        """Whether a task has begun to wait that another worker could have: then `next_tick` is nearer than before."""
+        return len(self._queue) == 1 and len(self._workers) - self._n_retiring < self.worker_limit
+
+    @property
     def worker_limit(self) -> int:
         """Upper bound on workers now: `max_workers`, and what fits into memory."""
         if self.memory_cap is None:
@@ -650,6 +655,8 @@ class Scheduler:
         if self._max_tasks_per_child is not None:
             most = self._max_tasks_per_child - worker.n_given
         if source is None:
+            if waits and self._n_starting + self.n_ready < self.worker_limit:
+                return None  # should what it has block, another worker must be free to start
             items, expected_s = self._cut_tasks(most)
             if waits and expected_s is None:
                 self._queue.extendleft((item, self._task_keys.pop(item)) for item in reversed(items))

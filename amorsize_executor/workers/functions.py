@@ -50,13 +50,16 @@ class Function:
         self._table = table
         self._fn: Callable[..., Any] | None = fn if data is None else None
         self._is_mutable = data is not None
-        self._shipped: tuple[int, bytes] | None = None if data is None else table.intern(data)
+        self._shipped: tuple[int, bytes] | None = None if data is None else table.intern(data, has_state=True)
         self.key = cost_key(fn)
         self.name = serialize.name_of(fn)
 
     @property
     def fn_id(self) -> int:
-        """Number that stands for it in frames: the same for equal pickles."""
+        """Number that stands for it in frames: the same for equal pickles.
+
+        It is negative for a function that carries state, which a worker unpickles anew for each task or chunk of a map.
+        """
         return self._ship()[0]
 
     @property
@@ -116,13 +119,13 @@ class FunctionTable:
                 self._by_identity.popitem(last=False)
         return function
 
-    def intern(self, data: bytes) -> tuple[int, bytes]:
+    def intern(self, data: bytes, *, has_state: bool = False) -> tuple[int, bytes]:
         """The number of a pickled function; equal bytes have the same."""
         with self._lock:
             fn_id = self._ids.get(data)
             if fn_id is None:
                 self._last_id += 1
-                fn_id = self._ids[data] = self._last_id
+                fn_id = self._ids[data] = -self._last_id if has_state else self._last_id
                 self._content_nbytes += len(data)
             self._ids.move_to_end(data)
             while len(self._ids) > 1 and (

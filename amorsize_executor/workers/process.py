@@ -119,13 +119,18 @@ def _die_with(fd: int) -> None:
 class _Function:
     """A function in this worker, and how long its items take."""
 
-    __slots__ = ("call", "gives_plain", "item_ns", "n_seen")
+    __slots__ = ("_data", "call", "gives_plain", "item_ns", "n_seen")
 
-    def __init__(self, call: Callable[..., Any]) -> None:
+    def __init__(self, data: serialize.Entry, call: Callable[..., Any]) -> None:
+        self._data = data
         self.call = call
         self.item_ns = 0.0
         self.n_seen = 0
         self.gives_plain = True  # its results are such as the journal takes as they are
+
+    def renew(self) -> None:
+        """Forget what calls have changed in it."""
+        self.call = _decode_function(self._data, None)
 
     def group_size(self) -> int:
         if self.n_seen < _SINGLE_ITEMS or self.item_ns * 2 > _GROUP_NS:
@@ -217,7 +222,7 @@ class _Worker:
     def _learn(self, functions: tuple[tuple[int, serialize.Entry], ...], block_fd: int | None) -> None:
         for fn_id, entry in functions:
             if fn_id not in self._functions:
-                self._functions[fn_id] = _Function(_decode_function(entry, block_fd))
+                self._functions[fn_id] = _Function(entry, _decode_function(entry, block_fd))
                 if len(self._functions) > _MAX_FUNCTIONS:
                     self._functions.popitem(last=False)
 
@@ -242,6 +247,8 @@ class _Worker:
                 self._send((protocol.NEED_FUNCTIONS, chunk_id))
                 return
             known.move_to_end(fn_id)
+        if isinstance(fn_ids, int) and fn_ids < 0:
+            known[fn_ids].renew()
         self._flushed_ns = time.perf_counter_ns()
         self._cpu_ns = -1
         offset, n = 0, len(items)
@@ -253,6 +260,8 @@ class _Worker:
                 function, size = known[fn_ids[offset]], 1
             if offset or size > 1:
                 self._mark(chunk_id, offset, size)
+            if not isinstance(fn_ids, int) and fn_ids[offset] < 0:
+                function.renew()
             offset += self._run_group(chunk_id, offset, function, kind, items[offset : offset + size], block_fd)
         self._flush()
         self._mark(0, 0, 0)

@@ -10,7 +10,9 @@ Parent to worker::
     (ATTACH, what)                               what: "status" or "faults"; the frame's block is it
     (RUN, chunk_id, functions, fn_ids, kind, items)
                                                  functions: ((fn_id, entry), ...) that the worker may not have;
-                                                 fn_ids: one id for all items, or a list; kind: see SCALAR_ITEMS
+                                                 fn_ids: one id for all items, or a list; a function with a negative
+                                                 id has state: it is unpickled anew for the chunk, and if the ids are
+                                                 a list for each item; kind: see SCALAR_ITEMS
     (EXIT,)
 
 Worker to parent::

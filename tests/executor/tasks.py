@@ -258,3 +258,14 @@ class Counter:
 
 def pickled_size(obj: object) -> int:
     return len(pickle.dumps(obj))
+
+
+class StepCounter:
+    """Counts its calls."""
+
+    def __init__(self) -> None:
+        self.n = 0
+
+    def step(self, _: int = 0) -> int:
+        self.n += 1
+        return self.n

@@ -16,6 +16,7 @@ from concurrent.futures import (
     wait,
 )
 from concurrent.futures import TimeoutError as FuturesTimeout
+from typing import Literal
 
 import pytest
 
@@ -322,7 +323,6 @@ def test_the_first_submits_may_come_from_many_threads() -> None:
     assert results == [9] * 8
 
 
-@pytest.mark.xfail(strict=True, reason="a short task is sent ahead to a worker, and cannot be taken back from it")
 @pytest.mark.timeout(20)
 def test_no_task_waits_behind_a_blocked_one_while_another_worker_may_start(make_signal: Callable[[], Signal]) -> None:
     model, go = CostModel(), make_signal()
@@ -337,3 +337,19 @@ def test_no_task_waits_behind_a_blocked_one_while_another_worker_may_start(make_
         finally:
             go.give()
         assert blocked.result(LIMIT_S) == 1
+
+
+def test_each_submit_of_a_callable_with_state_gets_it_as_it_was(executor: AmorsizeExecutor) -> None:
+    counter = tasks.StepCounter()
+    assert [executor.submit(counter.step).result(LIMIT_S) for _ in range(3)] == [1, 1, 1]
+    assert {future.result(LIMIT_S) for future in [executor.submit(counter.step) for _ in range(300)]} == {1}
+    assert counter.n == 0
+
+
+@pytest.mark.parametrize("inline", ["auto", "never"])
+def test_each_map_of_a_callable_with_state_gets_it_as_it_was(inline: Literal["auto", "never"]) -> None:
+    counter = tasks.StepCounter()
+    with AmorsizeExecutor(1, inline=inline, cost_model=CostModel()) as executor:
+        for _ in range(2):
+            assert list(executor.map(counter.step, range(4), chunksize=4)) == [1, 2, 3, 4]
+    assert counter.n == 0

@@ -8,10 +8,9 @@ import sys
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 
-from ..executor.tools import LIMIT_S, Script, run_script
+from ..executor.tools import LIMIT_S, Script, run_script, wait_for_end
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -28,7 +27,7 @@ notes = sys.argv[1]
 """
 
 
-def started(folder: Path, source: str, n: int) -> tuple[Script, list[psutil.Process]]:
+def started(folder: Path, source: str, n: int) -> tuple[Script, list[int]]:
     """A script, and its workers once `n` of them have noted their process ids."""
     notes = folder / "pids"
     script = Script(folder, _HEAD + source, notes)
@@ -36,7 +35,7 @@ def started(folder: Path, source: str, n: int) -> tuple[Script, list[psutil.Proc
     while not (notes.exists() and notes.read_text().count("\n") >= n):
         assert time.monotonic() < until, script.process.communicate()
         assert script.process.poll() is None, script.process.communicate()
-    return script, [psutil.Process(int(line)) for line in notes.read_text().split()]
+    return script, [int(line) for line in notes.read_text().split()]
 
 
 def shared_memory() -> set[str]:
@@ -61,7 +60,8 @@ futures[0].result()
         2,
     )
     script.process.send_signal(signum)
-    assert psutil.wait_procs(workers, timeout=LIMIT_S)[1] == []
+    for worker in workers:
+        wait_for_end(worker)
     status, out, err = script.finish()
     assert (status, out, err) == (-signum, "", "")
     assert shared_memory() <= before
@@ -80,7 +80,8 @@ if __name__ == "__main__":
         2,
     )
     script.process.kill()
-    assert psutil.wait_procs(workers, timeout=LIMIT_S)[1] == []
+    for worker in workers:
+        wait_for_end(worker)
     script.process.communicate()
 
 
@@ -139,7 +140,8 @@ futures[-1].result()
         1,
     )
     script.process.kill()
-    psutil.wait_procs(workers, timeout=LIMIT_S)
+    for worker in workers:
+        wait_for_end(worker)
     script.process.communicate()
     assert os.listdir(folder) == []
 
