@@ -116,7 +116,7 @@ class Dispatcher:
         self.is_watching = False
         # Owned by the I/O thread.
         self._idle_looks = 0
-        self._retiring: dict[int, float] = {}
+        self._retiring: dict[int, float] = {}  # when a worker that was told to end is killed
         self._peak_nbytes: dict[int, int] = {}
         self._init_fd: int | None = None  # block of the initializer's arguments
         self._memory_checked_at = 0.0
@@ -124,6 +124,7 @@ class Dispatcher:
         # Set by a collected executor or the end of the interpreter, without a lock.
         self.is_abandoned = False
         self.kill_at_exit = False
+        self._end_signal = signal.SIGKILL  # for workers that end before their work is done
         self.is_foreign = False  # in the child of a fork: belongs to the parent
         self.n_cpus = settings.n_cpus
 
@@ -366,7 +367,8 @@ class Dispatcher:
                 pool.post(action.worker_id, make_frame((protocol.EXIT,)))
                 self._retiring[action.worker_id] = time.perf_counter() + _RETIRE_GRACE_S
             elif type(action) is KillWorker:
-                pool.kill(action.worker_id)
+                pool.kill(action.worker_id, self._end_signal)
+                self._retiring[action.worker_id] = time.perf_counter() + _RETIRE_GRACE_S
             elif type(action) is FailItems:
                 self._fail_items(action.job_id, action.items, worker_died(self._last_end))
             elif type(action) is BreakPool:
@@ -515,17 +517,12 @@ class Dispatcher:
             job.fail(chained(BrokenProcessPool(message), cause))
         self.execute(actions)
 
-    def end_workers(self, signum: int, what: str) -> None:
+    def end_workers(self, signum: signal.Signals, what: str) -> None:
         """Break the executor by ending all its workers with a signal."""
         if self._thread is None:
             self.shutdown(wait=False, cancel_futures=True)
             return
-        pool = self.pool
-        with self.lock:
-            workers = self.scheduler.worker_ids()
-        if pool is not None:
-            for worker_id in workers:
-                pool.kill(worker_id, signum)
+        self._end_signal = signum
         self._break(broken_pool()(f"the workers were ended by {what}"))
 
     def shutdown(self, *, wait: bool, cancel_futures: bool) -> None:

@@ -309,7 +309,7 @@ class AmorsizeExecutor(Executor):
         """End the workers with SIGKILL, now; futures that are not done get `BrokenProcessPool`."""
         self._end(signal.SIGKILL, "kill_workers()")
 
-    def _end(self, signum: int, what: str) -> None:
+    def _end(self, signum: signal.Signals, what: str) -> None:
         if not self._dispatcher.is_foreign:
             self._dispatcher.end_workers(signum, what)
 

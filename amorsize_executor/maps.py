@@ -269,7 +269,7 @@ class Maps:
             if not planner.inline_pays(
                 waiting,
                 item_s,
-                scheduler.n_at_hand(job.job_id),
+                scheduler.n_ready,
                 min(plan.n_workers or 1, scheduler.worker_limit),
                 waited,
                 self._engine.cost_model.worker_start_s,

@@ -361,7 +361,7 @@ def inline_pays(
     item_s
         Expected seconds of one item; None when unknown.
     n_ready, n_workers
-        Workers that would start on an item at once, and workers that the plan wants.
+        Workers ready, and workers that the plan wants.
     waited_s
         Seconds since the start of workers was asked for.
     worker_start_s

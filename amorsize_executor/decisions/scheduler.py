@@ -135,7 +135,7 @@ class _State(Enum):
 
 
 class _Worker:
-    __slots__ = ("asked_at", "chunks", "idle_since", "n_given", "proven", "state")
+    __slots__ = ("asked_at", "chunks", "idle_since", "n_given", "state")
 
     def __init__(self, now: float) -> None:
         self.state = _State.STARTING
@@ -143,14 +143,13 @@ class _Worker:
         self.chunks: dict[int, Chunk] = {}  # by chunk id, in the order given; at most _DEPTH
         self.n_given = 0  # items in its life, for max_tasks_per_child
         self.idle_since = now
-        self.proven: set[int] = set()  # maps of which it has returned results
 
 
 class _Job:
     """One map. Items below `next` were given out, save those in `returned`."""
 
     __slots__ = (
-        "chunksize", "closed", "growth", "held", "is_cold", "job_id", "key", "n_items", "n_settled", "n_workers",
+        "chunksize", "closed", "growth", "held", "job_id", "key", "n_items", "n_settled", "n_workers",
         "nbytes", "next", "returned", "started_at",
     )  # fmt: skip
 
@@ -161,7 +160,6 @@ class _Job:
         self.chunksize = chunksize
         self.closed = closed
         self.held = True
-        self.is_cold = False  # workers had to be started for it
         self.n_workers = 0
         self.next = 0
         self.returned: deque[int] = deque()
@@ -271,17 +269,6 @@ class Scheduler:
         job = self._jobs.get(job_id)
         return job.n_waiting if job is not None else 0
 
-    def n_at_hand(self, job_id: int) -> int:
-        """Workers that would start on an item of a map at once.
-
-        Those that are ready; if they had to be started for it, so that the imports of its function come first, those
-        that have returned a result of it.
-        """
-        job = self._jobs.get(job_id)
-        if job is None or not job.is_cold:
-            return self.n_ready
-        return sum(1 for worker in self._workers.values() if job_id in worker.proven)
-
     def waiting_items(self, job_id: int) -> list[int]:
         """Items of a map that were not given out yet."""
         job = self._jobs.get(job_id)
@@ -340,7 +327,6 @@ class Scheduler:
         job.n_workers = n_workers
         if job.held:
             job.held = False
-            job.is_cold = self.n_ready < n_workers
             job.started_at = now
             self._turn.append(job_id)
         return self._act(now)
@@ -394,7 +380,7 @@ class Scheduler:
         """Nobody wants more results of this map: items that wait are dropped, those with workers end unheard."""
         job = self._jobs.pop(job_id, None)
         if job is not None:
-            self._forget_map(job_id)
+            self._forget_attempts(job_id)
 
     # ------------------------------------------------------------------ workers answer
 
@@ -422,8 +408,6 @@ class Scheduler:
             job = self._jobs.get(chunk.job_id)
             if job is not None:
                 job.growth = max(job.growth, chunk.n_done)
-                if job.is_cold:
-                    worker.proven.add(job.job_id)
                 self._settle(job, n_items)
         if chunk.n_done < len(chunk.items):
             return []
@@ -797,7 +781,7 @@ class Scheduler:
         job.n_settled += n_items
         if job.closed and job.n_settled >= job.n_items:
             del self._jobs[job.job_id]
-            self._forget_map(job.job_id)
+            self._forget_attempts(job.job_id)
 
     def _forget_task(self, task_id: int) -> None:
         self._task_keys.pop(task_id, None)
@@ -805,9 +789,7 @@ class Scheduler:
         if self._attempts:
             self._attempts.pop((None, task_id), None)
 
-    def _forget_map(self, job_id: int) -> None:
-        for worker in self._workers.values():
-            worker.proven.discard(job_id)
+    def _forget_attempts(self, job_id: int) -> None:
         if self._attempts:
             for key in [key for key in self._attempts if key[0] == job_id]:
                 del self._attempts[key]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import pickle
+import signal
 import sys
 import threading
 from typing import Any
@@ -269,3 +270,16 @@ class StepCounter:
     def step(self, _: int = 0) -> int:
         self.n += 1
         return self.n
+
+
+def clean_up_when_terminated(started: Signal, cleaned: Signal) -> None:
+    """Wait for SIGTERM, and tell that it came."""
+
+    def clean_up(*_: object) -> None:
+        cleaned.give()
+        sys.exit(0)
+
+    signal.signal(signal.SIGTERM, clean_up)
+    started.give()
+    while True:
+        signal.pause()

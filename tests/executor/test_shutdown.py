@@ -272,3 +272,15 @@ def test_cancelling_shutdown_after_a_worker_died_leaves_no_future_open(make_sign
     for future in futures:
         assert future.cancelled() or isinstance(future.exception(), (CancelledError, type(None)))
     executor.shutdown()
+
+
+def test_terminated_workers_may_clean_up(make_signal: Callable[[], Signal]) -> None:
+    started, cleaned = make_signal(), make_signal()
+    executor = AmorsizeExecutor(max_workers=1)
+    future = executor.submit(tasks.clean_up_when_terminated, started, cleaned)
+    started.take()
+    executor.terminate_workers()
+    with pytest.raises(BrokenProcessPool):
+        future.result(LIMIT_S)
+    cleaned.take()
+    executor.shutdown()
