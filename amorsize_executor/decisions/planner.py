@@ -41,6 +41,9 @@ SAMPLE_S = 0.5e-3
 INLINE_ITEM_S = 4e-3
 #: Parallelism must promise at least this share of the serial time as a gain, to pay for what was not modelled.
 MIN_GAIN = 0.08
+#: ... and at least this much, in seconds: threads and workers that sleep take their time to wake (maps of 0.5 to
+#: 1 ms were 1.5 times slower than a loop without this; benchmarks/dispatch.py, warm grid).
+MIN_GAIN_S = 0.5e-3
 #: ... and this share where workers must start first: how long that takes varies by half.
 MIN_GAIN_COLD = 0.2
 #: Share of its speed that the caller keeps while workers start beside it (imports share the interpreter lock).
@@ -262,7 +265,7 @@ def plan_map(
             candidates.append((n, predict_parallel(n_items, cost, n, pool)))
     best_n, best_s = min(candidates, key=lambda c: c[1])
     min_gain = MIN_GAIN if pool.n_ready else MIN_GAIN_COLD
-    if inline and best_n and best_s > (1 - min_gain) * serial_s:
+    if inline and best_n and serial_s - best_s < max(min_gain * serial_s, MIN_GAIN_S):
         best_n, best_s = 0, serial_s
     first = chunksize or chunk_size(n_items, max(best_n, 1), cost.mean_s, known=False, nbytes=cost.nbytes)
     return Plan(
