@@ -60,6 +60,8 @@ _WATCH_S = 5e-3
 _WATCH_IDLE_LOOKS = 10
 #: A worker told to leave must be gone after this, in seconds; then it is killed.
 _RETIRE_GRACE_S = 30.0
+#: A caller waits for the start of processes at most this long, in seconds, before it computes beside them.
+_STARTS_S = 0.2
 #: Memory in use is looked up at most this often, in seconds.
 _MEMORY_PERIOD_S = 0.25
 #: Longest wait of the I/O thread, in seconds: a selector takes no infinity.
@@ -114,6 +116,8 @@ class Dispatcher:
         self._to_do: deque[Action] = deque()  # for the I/O thread
         self._starting = threading.Lock()  # held while the I/O thread is started
         self.is_watching = False
+        self._no_starts = threading.Event()  # no process waits to be started
+        self._no_starts.set()
         # Owned by the I/O thread.
         self._idle_looks = 0
         self._retiring: dict[int, float] = {}  # when a worker that was told to end is killed
@@ -202,11 +206,26 @@ class Dispatcher:
                 if type(action) is SendChunk:
                     more += self._send(action.worker_id, action.chunk)
                 else:
+                    if type(action) is StartWorker:
+                        self._no_starts.clear()
                     self._to_do.append(action)
                     wake = True
             actions = more
         if wake:
             self.wake()
+
+    def prepare_start(self) -> None:
+        """Import what the start of a worker takes, in this thread.
+
+        While the caller computes, the I/O thread gets the interpreter lock back only every 5 ms, and an import gives it
+        away a hundred times.
+        """
+        if self.pool is not None and self.pool.context is None:
+            self.pool.prepare()
+
+    def await_starts(self) -> None:
+        """Wait until the processes that were asked for have been started; for the same reason."""
+        self._no_starts.wait(_STARTS_S)
 
     def nudge(self) -> None:
         """Wake the I/O thread, without a lock."""
@@ -373,6 +392,7 @@ class Dispatcher:
                 self._fail_items(action.job_id, action.items, worker_died(self._last_end))
             elif type(action) is BreakPool:
                 self._break(start_failure(self._last_end))
+        self._no_starts.set()
 
     def _timeout(self) -> float | None:
         """Seconds until time matters; None when it does not. Under the lock."""

@@ -52,6 +52,12 @@ class Engine(Protocol):
     def ensure_thread(self) -> None:
         """Start the I/O thread if it does not run."""
 
+    def prepare_start(self) -> None:
+        """Import what the start of a worker takes, in this thread."""
+
+    def await_starts(self) -> None:
+        """Wait until the processes that were asked for have been started (not until they are ready)."""
+
     def wake(self) -> None:
         """Make the I/O thread look around."""
 
@@ -205,10 +211,14 @@ class Maps:
 
     def _run_inline(self, job: MapJob) -> bool:
         """Run some items in this thread if that is best; whether it did."""
+        if job.is_released:
+            self._engine.await_starts()
         with self._engine.lock:
             taken = self._take_inline(job)
         if isinstance(taken, int):
+            self._engine.prepare_start()
             self.release(job, taken)
+            self._engine.await_starts()
             return True
         if not taken:
             return False
