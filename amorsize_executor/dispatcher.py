@@ -24,7 +24,7 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -223,6 +223,10 @@ class Dispatcher:
         if wake:
             self.wake()
 
+    def run_in_worker(self, fn: Callable[..., Any], item: Any) -> Any:
+        """Result of one call in a worker, which is measured."""
+        return self.submit(fn, (item,), {}).result()
+
     def want_workers(self, n_workers: int) -> None:
         """Start workers ahead of work, up to so many in all."""
         self.ensure_thread()
@@ -272,24 +276,25 @@ class Dispatcher:
         if is_resent:
             known.clear()
         begun = time.thread_time() if chunk.job_id is not None else 0.0
+        items = chunk.items  # as soon as they are offered, some may be taken back
         try:
             if chunk.job_id is None:
-                frame = encode_tasks(chunk, [self._begin(task_id) for task_id in chunk.items], known)
+                frame = encode_tasks(chunk, [self._begin(task_id) for task_id in items], known)
             else:
-                frame = self._encode_items(chunk, known)
+                frame = self._encode_items(chunk, items, known)
         except Exception as error:  # no room for a block: these items fail, the pool works on
-            self._fail_items(chunk.job_id, tuple(chunk.items[chunk.n_done :]), error)
+            self._fail_items(chunk.job_id, tuple(items), error)
             return self._close_chunk(chunk)
         if frame is None:
             return self._close_chunk(chunk)
         if chunk.slot is not None and not is_resent:
-            pool.offer(worker_id, chunk.slot, len(chunk.items))
+            pool.offer(worker_id, chunk.slot, len(items))
         pool.post(worker_id, frame)
         if chunk.job_id is not None:
             job = self.maps.jobs.get(chunk.job_id)
             if job is not None:
                 spent = time.thread_time() - begun
-                self.cost_model.observe_carriage(job.function.key, len(chunk.items), spent, len(frame.data))
+                self.cost_model.observe_carriage(job.function.key, len(items), spent, len(frame.data))
         return []
 
     def _begin(self, task_id: int) -> Task | None:
@@ -304,12 +309,12 @@ class Dispatcher:
         task.close()
         return None
 
-    def _encode_items(self, chunk: Chunk, known: set[int]) -> Frame | None:
+    def _encode_items(self, chunk: Chunk, items: Sequence[int], known: set[int]) -> Frame | None:
         """The frame of items of a map; None if nobody wants them any more."""
         job = self.maps.jobs.get(chunk.job_id or 0)
         if job is None:
             return None
-        frame, nbytes = encode_items(chunk, job, known)
+        frame, nbytes = encode_items(chunk, items, job, known)
         if nbytes is not None:
             with self.lock:
                 self.scheduler.set_item_nbytes(job.job_id, nbytes)

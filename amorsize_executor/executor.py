@@ -260,13 +260,7 @@ class AmorsizeExecutor(Executor):
                 source = None
         if not items:
             return iter(())
-        constraint = ""
-        if self._settings.inline == "never":
-            constraint = "inline='never'"
-        elif self._settings.initializer is not None:
-            constraint = "an initializer is set"
-        elif timeout is not None:
-            constraint = "a timeout is set"
+        constraint = "a timeout is set" if timeout is not None else self._constraint
         job = dispatcher.maps.open(
             fn,
             items,
@@ -279,6 +273,50 @@ class AmorsizeExecutor(Executor):
         shown = _make_progress(progress, job) if progress else None
         # Who has more to read must be able to submit it: then the iterator keeps the executor alive.
         return _results(dispatcher, job, until, shown, self if source is not None else None)
+
+    @property
+    def _constraint(self) -> str:
+        """Why items may not run in the caller; empty if they may."""
+        if self._settings.inline == "never":
+            return "inline='never'"
+        return "an initializer is set" if self._settings.initializer is not None else ""
+
+    def plan(self, fn: Callable[[Any], Any], items: Iterable[Any]) -> Plan:
+        """What `map` would do with these items now, and why.
+
+        Parameters
+        ----------
+        fn
+            Called with one item. If nothing is known about it, a sample is run as `map` would begin: the first item,
+            and further ones until half a millisecond has passed; nothing else runs.
+        items
+            The items; a generator is read to its end.
+
+        Returns
+        -------
+        Plan
+            With the cost of the serial loop and of each number of workers that was compared, term by term.
+
+        Raises
+        ------
+        TypeError
+            For a parameter of the wrong type.
+        Exception
+            Whatever `fn` raises for a sampled item.
+
+        Examples
+        --------
+        >>> with AmorsizeExecutor() as executor:
+        ...     plan = executor.plan(abs, range(1000))
+        >>> plan.is_serial, plan.n_items
+        (True, 1000)
+        """
+        _check_callable(fn)
+        if not isinstance(items, Iterable):
+            raise TypeError(f"items must be an iterable, got {items!r}")
+        dispatcher = self._own()
+        dispatcher.check_open()
+        return dispatcher.maps.foresee(fn, list(items), None, self._constraint)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more work and free the workers when what was submitted is done.
