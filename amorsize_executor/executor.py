@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from .decisions.planner import Plan
     from .integrations.progress import Progress
+    from .learned import LearnedCosts
 
     P = ParamSpec("P")
 T = TypeVar("T")
@@ -81,7 +82,8 @@ class AmorsizeExecutor(Executor):
     threads_per_worker
         Threads for BLAS and OpenMP in each worker. None: CPUs // max_workers, unless the environment says otherwise.
     cost_model
-        What is known about functions. None: shared by all executors of the process.
+        What is known about functions. None: shared by all executors of the process. A path: of an SQLite file in
+        which it is kept for later processes; safe with many of them at once.
     progress
         Default for `map`: True shows a bar, a callable is called with (done, total).
 
@@ -111,7 +113,7 @@ class AmorsizeExecutor(Executor):
         inline: Literal["auto", "never"] = "auto",
         retries: int = 0,
         threads_per_worker: int | None = None,
-        cost_model: CostModel | None = None,
+        cost_model: CostModel | str | os.PathLike[str] | None = None,
         progress: bool | Callable[[int, int], object] = False,
     ) -> None:
         n_cpus = machine.cpu_count()
@@ -140,8 +142,17 @@ class AmorsizeExecutor(Executor):
         _check_int("retries", retries, 0)
         if threads_per_worker is not None:
             _check_int("threads_per_worker", threads_per_worker, 1)
-        if cost_model is not None and not isinstance(cost_model, CostModel):
-            raise TypeError(f"cost_model must be a CostModel or None, got {cost_model!r}")
+        learned: LearnedCosts | None = None
+        if cost_model is None:
+            cost_model = _process_model
+        elif isinstance(cost_model, (str, os.PathLike)):
+            from .learned import LearnedCosts
+
+            path, cost_model = cost_model, CostModel()
+            learned = LearnedCosts(path, cost_model)
+            learned.begin()
+        elif not isinstance(cost_model, CostModel):
+            raise TypeError(f"cost_model must be a CostModel, the path of a file or None, got {cost_model!r}")
         _check_progress(progress)
         self._progress = progress
         self._settings = Settings(
@@ -157,7 +168,8 @@ class AmorsizeExecutor(Executor):
             retries=retries,
             env=_thread_limits(threads_per_worker, n_cpus, max_workers),
             n_cpus=n_cpus,
-            cost_model=cost_model if cost_model is not None else _process_model,
+            cost_model=cost_model,
+            learned=learned,
         )
         self._attach(Dispatcher(self._settings))
 

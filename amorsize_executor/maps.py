@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .decisions.cost_model import CostModel
     from .decisions.planner import Plan, PoolState
     from .decisions.scheduler import Scheduler
-    from .workers.functions import Function, FunctionTable
+    from .workers.functions import Function
 
 #: A map with a buffer reads on when about this part of its buffer was taken.
 _BUFFER_PARTS = 4
@@ -40,10 +40,12 @@ class Engine(Protocol):
     lock: threading.Lock
     scheduler: Scheduler
     cost_model: CostModel
-    functions: FunctionTable
     is_shut_down: bool
     #: Whether the I/O thread looks after held maps without being woken.
     is_watching: bool
+
+    def register(self, fn: Callable[..., Any]) -> Function:
+        """A function's entry, with what is known about it recalled."""
 
     def check_open(self) -> None:
         """Raise what a submit raises, if anything."""
@@ -118,7 +120,7 @@ class Maps:
             Why the caller may not run items; empty if it may.
         """
         self._engine.check_open()
-        function = self._engine.functions.register(fn)
+        function = self._engine.register(fn)
         may_inline = not constraint
         self._engine.ensure_thread()
         with self._engine.lock:
@@ -191,7 +193,7 @@ class Maps:
 
     def foresee(self, fn: Callable[..., Any], items: list[Any], chunksize: int | None, constraint: str) -> Plan:
         """The plan that a map would have; of an unknown function, a sample is run where the map would begin."""
-        function = self._engine.functions.register(fn)
+        function = self._engine.register(fn)
         cost_model = self._engine.cost_model
         if items and cost_model.lookup(function.key) is None:
             begun = time.perf_counter()

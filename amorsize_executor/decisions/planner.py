@@ -22,12 +22,9 @@ how long a wrong estimate may go unnoticed; what a chunk's worker has not begun 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple
 
 from .cost_model import CostModel, FunctionCost
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 #: Overhead of a chunk may be this share of its time: below 2 % nobody sees it.
 OVERHEAD_SHARE = 0.02
@@ -248,7 +245,7 @@ class Plan(NamedTuple):
         beside = " beside the caller" if self.is_helped else ""
         return f"{self.n_workers} worker{'s' if self.n_workers > 1 else ''}{beside}"
 
-    def plot(self, *, timeline: bool = False) -> Figure:
+    def plot(self, *, timeline: bool = False) -> Any:
         """Draw the predicted time against the number of workers, or who ran what and when.
 
         Needs matplotlib, the ``plot`` extra.
@@ -266,8 +263,7 @@ class Plan(NamedTuple):
         import importlib
 
         plots = importlib.import_module("amorsize_executor.integrations.plots")
-        drawn: Figure = (plots.draw_timeline if timeline else plots.draw_plan)(self)
-        return drawn
+        return (plots.draw_timeline if timeline else plots.draw_plan)(self)
 
     def _repr_html_(self) -> str:
         from .display import plan_html
