@@ -543,6 +543,7 @@ class Dispatcher:
                 size = job.size_of(items, elapsed_s) if not n_skipped else None
                 job.note(worker_id, began, now, n, elapsed_s, at_once, is_continued=offset > 0)
             job.settle(items, values, failed=code == protocol.OUTCOMES)
+            self.maps.replace_caller(job, now)
             self.maps.forget_if_settled(job)
         elif chunk.job_id is None:
             self._resolve(items, values)

@@ -32,6 +32,10 @@ T = TypeVar("T")
 
 #: Results that come in larger batches than this are small, and handed out as fast as a list.
 _LARGE_BATCH = 64
+#: Items that are made while they are read are handed on this often, in seconds, and the first ones when there are as
+#: many (then twice as many, and so on): the next may be long in coming.
+_READ_S = 5e-3
+_READ_ITEMS = 64
 _START_METHODS = ("loky", "spawn", "forkserver", "fork")
 #: Read by BLAS, OpenMP and friends when they load.
 _THREAD_VARIABLES = (
@@ -263,13 +267,19 @@ class AmorsizeExecutor(Executor):
         dispatcher.check_open()
         is_star = len(iterables) > 1
         source: Iterator[Any] | None = None
-        if buffersize is None:
-            items = list(zip(*iterables, strict=False)) if is_star else list(iterables[0])
-        else:
+        rest: Iterator[Any] | None = None
+        if buffersize is not None:
             source = iter(zip(*iterables, strict=False)) if is_star else iter(iterables[0])
             items = list(islice(source, buffersize))
             if len(items) < buffersize:
                 source = None
+        elif all(hasattr(iterable, "__len__") for iterable in iterables):
+            items = list(zip(*iterables, strict=False)) if is_star else list(iterables[0])
+        else:  # workers may begin while more is read
+            rest = iter(zip(*iterables, strict=False)) if is_star else iter(iterables[0])
+            most = _READ_ITEMS
+            items, is_all = _read(rest, most)
+            rest = None if is_all else rest
         if not items:
             return iter(())
         constraint = "a timeout is set" if timeout is not None else self._constraint
@@ -281,7 +291,18 @@ class AmorsizeExecutor(Executor):
             chunksize=chunksize,
             is_ordered=ordered,
             constraint=constraint,
+            is_closed=rest is None,
         )
+        if rest is not None:
+            try:
+                is_all = False
+                while not is_all:
+                    most *= 2
+                    items, is_all = _read(rest, most)
+                    dispatcher.maps.feed(job, items, is_closed=is_all)
+            except BaseException:
+                dispatcher.maps.abandon(job)
+                raise
         shown = _make_progress(progress, job) if progress else None
         # Who has more to read must be able to submit it: then the iterator keeps the executor alive.
         return _results(dispatcher, job, until, shown, self if source is not None else None)
@@ -416,6 +437,17 @@ def _shown(batch: list[Any], shown: Progress) -> Iterator[Any]:
     for value in _checked(batch):
         shown.advance()
         yield value
+
+
+def _read(source: Iterator[Any], most: int) -> tuple[list[Any], bool]:
+    """What an iterator gives within `_READ_S`, at most so many items, and whether that was all."""
+    items = []
+    until = time.perf_counter() + _READ_S
+    for item in source:
+        items.append(item)
+        if len(items) >= most or time.perf_counter() >= until:
+            return items, False
+    return items, True
 
 
 def _make_progress(progress: bool | Callable[[int, int], object], job: MapJob) -> Progress:

@@ -91,13 +91,14 @@ class MapJob:
         self.n_inline = 0
         self.inline_s = 0.0  # the caller's: time of the items it ran
         self.n_chunks = 0
-        self.planned_ready = 0  # workers that were ready when the plan was made
+        self.planned_for = (0, 0)  # workers that were ready, and items, when the plan was made
         # What was measured: items and seconds by how many ran at once, and who ran what and when.
         self.levels: dict[int, tuple[int, float]] = {}
         self.spans: list[Span] = []
         self._numbers: dict[int, int] = {0: 0}  # by worker: its number in the timeline
         self._last_spans: dict[int, int] = {}  # by worker: index of its latest
         self._has_sizes = True
+        self.line: tuple[float, float] | None = None  # of an item's time over its size, where that was used
         # For the watch: what the caller runs itself, when it last came, and the latest (items begun, time first seen).
         self.batch: InlineBatch | None = None
         self.visited_at = self.started_at
@@ -120,6 +121,14 @@ class MapJob:
                 return first, []
             items = self.items[first - self.base :]
         return first, [item[0] for item in items] if self.is_star else items
+
+    def expected_s(self, index: int | None, otherwise_s: float) -> float:
+        """What an item is expected to take by its size, in seconds."""
+        if index is None or self.line is None:
+            return otherwise_s
+        (item,) = self.take_items([index])
+        found = item_sizes([item[0] if self.is_star else item])
+        return max(self.line[0] + self.line[1] * found[0], 1e-9) if found else otherwise_s
 
     def size_of(self, indices: Sequence[int], elapsed_s: float) -> float | None:
         """Sizes of items in all, if they have any and took long enough for that to matter."""

@@ -182,6 +182,15 @@ class Scheduler:
         job = self._jobs.get(job_id)
         return job.n_waiting if job is not None else 0
 
+    def next_item(self, job_id: int) -> int | None:
+        """The item that the caller would get next; None when there is none."""
+        job = self._jobs.get(job_id)
+        if job is None:
+            return None
+        if job.returned:
+            return job.returned[0]
+        return job.next if job.next < job.n_items else None
+
     def waiting_items(self, job_id: int) -> list[int]:
         """Items of a map that were not given out yet."""
         job = self._jobs.get(job_id)
@@ -509,6 +518,10 @@ class Scheduler:
     def job_ids(self) -> tuple[int, ...]:
         """Maps that are not settled."""
         return tuple(self._jobs)
+
+    def has_map(self, job_id: int) -> bool:
+        """Whether a map is known: not all of it is settled, or more may come."""
+        return job_id in self._jobs
 
     def held_jobs(self) -> tuple[int, ...]:
         """Maps whose items no worker may take yet."""
