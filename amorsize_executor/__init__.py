@@ -9,7 +9,12 @@ from .decisions.planner import Plan
 from .executor import AmorsizeExecutor
 
 if TYPE_CHECKING:
+    from .configs import load_config, save_config
     from .errors import AmorsizeError, RemoteTraceback, SerializationError, WorkerDied
+    from .optimization import OptimizationResult, Profile, StreamingOptimizationResult
+    from .optimizer import execute, optimize
+    from .shared import default_executor
+    from .streaming import optimize_streaming
 
 __version__ = "0.1.0"
 
@@ -17,17 +22,47 @@ __all__ = [
     "AmorsizeError",
     "AmorsizeExecutor",
     "CostModel",
+    "OptimizationResult",
     "Plan",
+    "Profile",
     "RemoteTraceback",
     "SerializationError",
+    "StreamingOptimizationResult",
     "WorkerDied",
+    "default_executor",
+    "execute",
+    "load_config",
+    "optimize",
+    "optimize_streaming",
+    "save_config",
 ]
+
+#: Where names are that are loaded at their first use: the exceptions derive from those of concurrent.futures.process,
+#: which takes 10 ms to import, and who only wants the executor needs no optimizer.
+_LAZY = {
+    "AmorsizeError": "errors",
+    "OptimizationResult": "optimization",
+    "Profile": "optimization",
+    "RemoteTraceback": "errors",
+    "SerializationError": "errors",
+    "StreamingOptimizationResult": "optimization",
+    "WorkerDied": "errors",
+    "default_executor": "shared",
+    "execute": "optimizer",
+    "load_config": "configs",
+    "optimize": "optimizer",
+    "optimize_streaming": "streaming",
+    "save_config": "configs",
+}
 
 
 def __getattr__(name: str) -> Any:
-    # The exceptions derive from those of concurrent.futures.process, which takes 10 ms to import.
-    if name in ("AmorsizeError", "RemoteTraceback", "SerializationError", "WorkerDied"):
-        from . import errors
+    if name in _LAZY:
+        from importlib import import_module
 
-        return getattr(errors, name)
+        return getattr(import_module(f".{_LAZY[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
