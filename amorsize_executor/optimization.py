@@ -30,7 +30,7 @@ class Profile:
     first_execution_time
         Time of the first call in the worker, in seconds; it may import and fill caches.
     avg_pickle_time
-        Seconds to pickle and unpickle one item and its result, on both sides.
+        Seconds to pickle one item and its result.
     avg_nbytes_in, avg_nbytes_out
         Bytes of one pickled item, and of its result.
     cpu_share

@@ -1,9 +1,9 @@
 """Measuring a function on a sample of its items, in a worker.
 
-A crash, a leak or changed globals stay in that worker. Items are pickled one by one by the caller, which times it, and
-go to the worker in two tasks: the first item alone, since the first call in a process imports and fills caches and may
-take a hundred times as long as the next, and then as many others as time allows. Results come back pickled, so that
-this is timed as well, and are kept: an item that was measured need not run again.
+A crash, a leak or changed globals stay in that worker. The items go there by maps of the executor, like any items: the
+first one alone, since the first call in a process imports and fills caches and may take a hundred times as long as the
+next, and then as many others as time allows, in one chunk. Pickling is timed apart from that. Results are kept: an item
+that was measured need not run again.
 
 A sample ends after `BUDGET_S`, with at least one item, and two unless the first took longer than `LONE_ITEM_S`.
 """
@@ -17,18 +17,15 @@ import os
 import pickle
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import BrokenExecutor
 from dataclasses import dataclass, field
 from statistics import median, stdev
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import machine
 from .decisions.cost_model import CostModel
-from .failures import with_cause
-from .items import note_index
+from .items import is_of_item, note_index
 from .workers import serialize
-from .workers.blocks import BlockWriter
-from .workers.process import encode_error, not_picklable
+from .workers.process import not_picklable
 from .workload import Workload
 
 if TYPE_CHECKING:
@@ -52,30 +49,6 @@ _ROUND_TRIPS = 5
 #: Lines of a cProfile report.
 _PROFILE_LINES = 15
 
-#: A pickle and the buffers that it refers to.
-_Pickled = tuple[bytes, list[Any]]
-
-
-class _Measured(NamedTuple):
-    """What a worker tells about the items that it ran."""
-
-    times_s: list[float]
-    cpu_s: float
-    unpickle_s: float
-    pickle_s: float
-    results: list[_Pickled]
-    error: bytes | None
-    peak_nbytes: int
-    report: str
-
-
-class _Pulled(NamedTuple):
-    """An item on its way to the worker."""
-
-    at: int
-    item: Any
-    pickled: _Pickled
-
 
 @dataclass
 class Sample:
@@ -93,10 +66,10 @@ class Sample:
         Times of the other calls, in seconds; of the first if there was no other.
     cpu_s
         CPU time of all those, with threads and child processes of the function, in seconds.
-    pickle_s, carry_s
-        Seconds of pickling and unpickling, items and results, for all items: on both sides, and those of the caller.
+    pickle_in_s, pickle_out_s
+        Seconds to pickle all items that were pickled (`n_pickled`), and all results.
     nbytes_in, nbytes_out
-        Bytes of all items that were pickled (`n_pickled`), and of all results.
+        Bytes of them.
     peak_nbytes
         Peak resident memory of the worker, in bytes.
     round_trip_s
@@ -106,7 +79,7 @@ class Sample:
     are_scalars
         Whether all items and results are numbers, short strings and the like.
     digests
-        Fingerprints of the items that were pickled, by index.
+        Fingerprints of the items by index, where they can be told.
     not_run
         Pairs (index, item) that were taken from the input and not run.
     """
@@ -116,8 +89,8 @@ class Sample:
     first_s: float = 0.0
     times_s: list[float] = field(default_factory=list)
     cpu_s: float = 0.0
-    pickle_s: float = 0.0
-    carry_s: float = 0.0
+    pickle_in_s: float = 0.0
+    pickle_out_s: float = 0.0
     nbytes_in: int = 0
     nbytes_out: int = 0
     peak_nbytes: int = 0
@@ -144,6 +117,7 @@ class Sample:
     def workload(self) -> Workload:
         """In numbers for one item; of a sample with at least one."""
         n, times = self.n_items, self.robust_times_s
+        pickle_s = self.pickle_in_s / max(self.n_pickled, 1) + self.pickle_out_s / n
         mean_s = math.fsum(times) / len(times)
         # To read the CPU's clock takes about a microsecond of its time.
         cpu_share = self.cpu_s / math.fsum(self.times_s) if mean_s > _NOISY_ITEM_S else 1.0
@@ -154,9 +128,9 @@ class Sample:
             item_std_s=stdev(times) if len(times) > 1 else 0.0,
             first_s=self.first_s,
             cpu_share=cpu_share,
-            pickle_s=self.pickle_s / n,
+            pickle_s=pickle_s,
             # Scalars travel in groups, many times cheaper than the single pickles that were timed here.
-            carry_s=CostModel.PRIOR_CARRY_S if self.are_scalars else self.carry_s / n,
+            carry_s=CostModel.PRIOR_CARRY_S if self.are_scalars else pickle_s,
             nbytes_in=self.nbytes_in / max(self.n_pickled, 1),
             nbytes_out=self.nbytes_out / n,
             peak_nbytes=self.peak_nbytes,
@@ -207,14 +181,15 @@ class Sampler:
             What the function raises, with the index of the item in a note; `WorkerDied` if it ends its process.
         """
         sample = self._sample
-        began = time.perf_counter()
+        until = time.perf_counter() + BUDGET_S
         first = self._pull(1, MOST_NBYTES, math.inf)
         if not first:
             return sample
-        measured = self._measure(first, 0.0, MOST_NBYTES, is_profiled=False)
-        sample.first_s, first_cpu_s = measured.times_s[0], measured.cpu_s
+        self._measure(first, 0.0, MOST_NBYTES, is_profiled=False)
+        sample.first_s, first_cpu_s = sample.times_s.pop(), sample.cpu_s
+        sample.cpu_s = 0.0
         if sample.first_s <= LONE_ITEM_S:
-            self._run_others(began + BUDGET_S, is_profiled)
+            self._run_others(until, is_profiled)
         if not sample.times_s:
             sample.times_s, sample.cpu_s = [sample.first_s], first_cpu_s
         trips = []
@@ -235,79 +210,66 @@ class Sampler:
             return
         n_plain = (len(pulled) + 1) // 2 if is_profiled else len(pulled)
         is_split = n_plain < len(pulled)
-        measured = self._measure(
+        n_run = self._measure(
             pulled[:n_plain], left_s / 2 if is_split else left_s, room, is_profiled=is_profiled and not is_split
         )
-        sample.times_s, sample.cpu_s = measured.times_s, measured.cpu_s
-        rest = pulled[len(measured.results) :]
         if is_split:
-            rest = rest[
-                len(self._measure(rest, max(until - time.perf_counter(), 0.0), room, is_profiled=True).results) :
-            ]
-        sample.not_run = [(p.at, p.item) for p in rest]
+            times_s, cpu_s = sample.times_s, sample.cpu_s
+            left_s = max(until - time.perf_counter(), 0.0)
+            n_run += self._measure(pulled[n_run:], left_s, room, is_profiled=True)
+            sample.times_s, sample.cpu_s = times_s[:n_run], cpu_s
+        sample.not_run = pulled[n_run:]
 
-    def _pull(self, most: int | None, most_nbytes: int, until: float) -> list[_Pulled]:
-        """Read and pickle items until there are enough, they are large, or time is up; at least one if there is one."""
+    def _pull(self, most: int | None, most_nbytes: int, until: float) -> list[tuple[int, Any]]:
+        """Read items until there are enough, they are large, or time is up; at least one if there is one."""
         sample = self._sample
-        pulled: list[_Pulled] = []
-        nbytes = 0
+        pulled: list[tuple[int, Any]] = []
+        nbytes_before = sample.nbytes_in
         for index, item in self._source:
-            began = time.perf_counter()
-            pickled = self._pickle(index, item)
-            spent = time.perf_counter() - began
-            nbytes += _nbytes(pickled)
-            sample.pickle_s += spent
-            sample.carry_s += spent
+            pulled.append((index, item))
             sample.are_scalars = sample.are_scalars and serialize.is_scalar(item)
-            sample.digests[index] = _digest(pickled)
-            pulled.append(_Pulled(index, item, pickled))
-            if len(pulled) == most or nbytes > most_nbytes or began + spent > until:
+            try:
+                began = time.perf_counter()
+                data, buffers = _pickled(item)
+                sample.nbytes_in += _copied_nbytes(data, buffers)
+                sample.pickle_in_s += time.perf_counter() - began
+                sample.n_pickled += 1
+                sample.digests[index] = _digest(data, buffers)
+            except Exception:  # perhaps it goes to workers only as they are sent things; if not, the map tells
+                pass
+            is_large = sample.nbytes_in - nbytes_before > most_nbytes
+            if len(pulled) == most or is_large or time.perf_counter() > until:
                 break
-        sample.nbytes_in += nbytes
-        sample.n_pickled += len(pulled)
         return pulled
 
-    def _pickle(self, index: int, item: Any) -> _Pickled:
-        block = BlockWriter()  # what is large is copied once on its way, and that is timed, too
-        try:
-            serialize.encode(item, block)
-        except Exception as error:
-            what = f"item {index} of data, a {type(item).__qualname__!r} object,"
-            raise not_picklable(what, error) from error.__cause__
-        finally:
-            block.close()
-        return _pickled(item)
-
-    def _measure(self, pulled: list[_Pulled], time_s: float, most_nbytes: int, *, is_profiled: bool) -> _Measured:
+    def _measure(self, pulled: list[tuple[int, Any]], time_s: float, most_nbytes: int, *, is_profiled: bool) -> int:
+        """Run items in one chunk; returns how many there was time for."""
         sample = self._sample
-        try:
-            measured: _Measured = self._executor.submit(
-                _run_in_worker, self._func, [p.pickled for p in pulled], time_s, most_nbytes, is_profiled
-            ).result()
-        except BrokenExecutor as error:
-            if len(pulled) == 1:
-                note_index(error, pulled[0].at, self._n_items, sample.name)
-            raise
-        began = time.perf_counter()
-        for p, (data, buffers) in zip(pulled, measured.results, strict=False):
+        running = self._executor.start_map(
+            _Timed(self._func, time_s, most_nbytes, is_profiled),
+            [item for _, item in pulled],
+            chunksize=len(pulled),
+            n_workers=1,
+            progress=False,
+        )
+        for n, (index, _) in enumerate(pulled):
             try:
-                value = pickle.loads(data, buffers=buffers)
-            except Exception as error:
-                note_index(error, p.at, self._n_items, sample.name)
+                value, measured = next(running.results)
+            except BaseException as error:
+                if is_of_item(error):
+                    note_index(error, index, self._n_items, sample.name)
                 raise
-            sample.results[p.at] = value
-            sample.nbytes_out += _nbytes((data, buffers))
+            if measured is None:
+                return n
+            sample.results[index] = value
             sample.are_scalars = sample.are_scalars and serialize.is_scalar(value)
-        spent = time.perf_counter() - began
-        sample.carry_s += spent
-        sample.pickle_s += spent + measured.unpickle_s + measured.pickle_s
-        sample.peak_nbytes = max(sample.peak_nbytes, measured.peak_nbytes)
-        sample.report = measured.report or sample.report
-        if measured.error is not None:
-            raised = with_cause(*pickle.loads(measured.error))
-            note_index(raised, pulled[len(measured.results)].at, self._n_items, sample.name)
-            raise raised
-        return measured
+            sample.times_s.append(measured.time_s)
+            sample.cpu_s += measured.cpu_s
+            sample.pickle_out_s += measured.pickle_s
+            sample.nbytes_out += measured.nbytes
+            sample.peak_nbytes = max(sample.peak_nbytes, measured.peak_nbytes)
+            sample.report = measured.report or sample.report
+        return len(pulled)
 
 
 def profiled(func: Callable[[Any], Any], n_items: int) -> tuple[Callable[[Any], Any], Callable[[], str]]:
@@ -327,79 +289,92 @@ def profiled(func: Callable[[Any], Any], n_items: int) -> tuple[Callable[[Any], 
 
 def fingerprint(obj: Any) -> bytes:
     """Digest of the pickle of an object: another one if it has changed."""
-    return _digest(_pickled(obj))
+    return _digest(*_pickled(obj))
 
 
-def _digest(pickled: _Pickled) -> bytes:
-    data, buffers = pickled
+def _digest(data: bytes, buffers: list[pickle.PickleBuffer]) -> bytes:
     digest = hashlib.blake2b(data, digest_size=16)
     for buffer in buffers:
         digest.update(buffer.raw())
     return digest.digest()
 
 
-def _pickled(obj: Any) -> _Pickled:
-    buffers: list[Any] = []
+def _pickled(obj: Any) -> tuple[bytes, list[pickle.PickleBuffer]]:
+    buffers: list[pickle.PickleBuffer] = []
     return serialize.dumps(obj, buffers.append), buffers
 
 
-def _nbytes(pickled: _Pickled) -> int:
-    data, buffers = pickled
-    return len(data) + sum(memoryview(b).nbytes for b in buffers)
+def _copied_nbytes(data: bytes, buffers: list[pickle.PickleBuffer]) -> int:
+    """Bytes of a pickle. Its buffers are copied once, as they will be on their way."""
+    return len(data) + sum(len(bytes(buffer.raw())) for buffer in buffers)
 
 
 # ---------------------------------------------------------------------- in the worker
 
 
+class _Measured(NamedTuple):
+    """What a worker tells about an item that it ran."""
+
+    time_s: float
+    cpu_s: float
+    pickle_s: float
+    nbytes: int
+    peak_nbytes: int
+    report: str
+
+
+class _Timed:
+    """A function that also tells what its calls cost; and does nothing any more when time or memory is up.
+
+    Each chunk has its own. The first call of a chunk always runs.
+    """
+
+    def __init__(self, func: Callable[[Any], Any], time_s: float, most_nbytes: int, is_profiled: bool) -> None:
+        self.__qualname__ = serialize.name_of(func)
+        self._func = func
+        self._time_s = time_s
+        self._left_nbytes = most_nbytes
+        self._is_profiled = is_profiled
+        self._profiler: cProfile.Profile | None = None
+        self._until: float | None = None
+        self._has_failed = False
+
+    def __call__(self, item: Any) -> tuple[Any, _Measured | None]:
+        now = time.perf_counter()
+        if self._until is None:
+            self._until = now + self._time_s
+            if self._is_profiled:
+                import cProfile
+
+                self._profiler = cProfile.Profile()
+        elif now > self._until or self._left_nbytes < 0 or self._has_failed:
+            return None, None
+        try:
+            return self._measure(item)
+        except BaseException:
+            self._has_failed = True  # nobody wants the rest
+            raise
+
+    def _measure(self, item: Any) -> tuple[Any, _Measured]:
+        func, profiler = self._func, self._profiler
+        cpu_s = _cpu_s()
+        started = time.perf_counter()
+        value = func(item) if profiler is None else profiler.runcall(func, item)
+        ended = time.perf_counter()
+        cpu_s = _cpu_s() - cpu_s
+        try:
+            nbytes = _copied_nbytes(*_pickled(value))
+        except Exception as error:
+            what = f"the result of {self.__qualname__}, a {type(value).__qualname__!r} object,"
+            raise not_picklable(what, error) from error.__cause__
+        pickle_s = time.perf_counter() - ended
+        self._left_nbytes -= nbytes
+        report = _report(profiler) if profiler is not None else ""
+        return value, _Measured(ended - started, cpu_s, pickle_s, nbytes, machine.peak_nbytes(), report)
+
+
 def _nothing() -> None:
     """The empty task."""
-
-
-def _run_in_worker(
-    func: Callable[..., Any], items: list[_Pickled], time_s: float, most_nbytes: int, is_profiled: bool
-) -> _Measured:
-    """Run items until time or memory is up, one at least; in the worker."""
-    times_s: list[float] = []
-    results: list[_Pickled] = []
-    error: bytes | None = None
-    unpickle_s = pickle_s = cpu_s = 0.0
-    nbytes = 0
-    profiler: cProfile.Profile | None = None
-    if is_profiled:
-        import cProfile
-
-        profiler = cProfile.Profile()
-    began_at = time.perf_counter()
-    for data, buffers in items:
-        started = time.perf_counter()
-        item = pickle.loads(data, buffers=buffers)
-        unpickle_s += time.perf_counter() - started
-        try:
-            cpu_before = _cpu_s()
-            started = time.perf_counter()
-            value = func(item) if profiler is None else profiler.runcall(func, item)
-            ended = time.perf_counter()
-            cpu_s += _cpu_s() - cpu_before
-            times_s.append(ended - started)
-            pickled = _pickle_result(func, value)
-        except BaseException as e:  # raised again where the sample was asked for
-            error = encode_error(e)
-            break
-        pickle_s += time.perf_counter() - ended
-        results.append(pickled)
-        nbytes += _nbytes(pickled)
-        if time.perf_counter() - began_at > time_s or nbytes > most_nbytes:
-            break
-    report = _report(profiler) if profiler is not None else ""
-    return _Measured(times_s, cpu_s, unpickle_s, pickle_s, results, error, machine.peak_nbytes(), report)
-
-
-def _pickle_result(func: Callable[..., Any], value: Any) -> _Pickled:
-    try:
-        return _pickled(value)
-    except Exception as error:
-        what = f"the result of {serialize.name_of(func)}, a {type(value).__qualname__!r} object,"
-        raise not_picklable(what, error) from error.__cause__
 
 
 def _cpu_s() -> float:

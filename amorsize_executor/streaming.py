@@ -208,7 +208,7 @@ class _Stream:
         try:
             digests = dict(enumerate(map(fingerprint, head)))
             return fingerprint(self._func) == self._function_digest and digests == {
-                i: sample.digests[i] for i in sample.results
+                i: sample.digests.get(i) for i in sample.results
             }
         except Exception:  # something in it cannot be pickled any more, so it has changed
             return False

@@ -39,7 +39,7 @@ class Takeover:
     def __init__(self, func: Callable[..., Any], data: Sequence[Any], sample: Sample) -> None:
         self._data = data
         self._function = (cost_key(func), fingerprint(func))
-        self._items = {i: sample.digests[i] for i in sample.results}
+        self._items = {i: sample.digests.get(i) for i in sample.results}
         self._lock = threading.Lock()  # guards the results, which one caller gets
         self._results: dict[int, Any] | None = sample.results
         _entries[id(data)] = self

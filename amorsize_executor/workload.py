@@ -34,7 +34,7 @@ class Workload(NamedTuple):
     cpu_share
         CPU time over elapsed time; more than 1 if the function uses several CPUs.
     pickle_s, carry_s
-        Seconds of pickling and unpickling for an item and its result: on both sides, and what the caller spends.
+        Seconds to pickle an item and its result, and what the caller spends to send the one and take the other.
     nbytes_in, nbytes_out
         Bytes of an item and of its result.
     peak_nbytes
