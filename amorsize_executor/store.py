@@ -58,8 +58,8 @@ MAX_RECORDS = 10_000
 #: A call waits at most this long for another process's transaction, in seconds. One takes about 1 ms on a local disk
 #: and 20 ms on a slow one.
 BUSY_S = 1.0
-#: For this long SQLite itself waits for the right to write, before it is asked anew, in ms.
-_LOOK_MS = 5
+#: For this long SQLite itself waits for a lock, before it is asked anew, in seconds.
+_LOOK_S = 0.005
 #: Environment variable that names the user's store.
 ENVIRONMENT = "AMORSIZE_STORE"
 #: Raised whenever an older version could not read the file any more.
@@ -243,14 +243,11 @@ class Store:
         int
             0 also when the file cannot be used; then `problem` tells why.
         """
-
-        def delete(connection: sqlite3.Connection) -> int:
-            connection.execute("PRAGMA secure_delete = ON")  # overwrites what it deletes
-            return connection.execute("DELETE FROM records").rowcount
-
         with _file_lock:
             self._waiting.clear()
-        return self._run(delete, 0, is_write=True) if os.path.exists(self.path) else 0
+        if not os.path.exists(self.path):
+            return 0
+        return self._run(lambda c: c.execute("DELETE FROM records").rowcount, 0, is_write=True)
 
     def close(self) -> None:
         """Write what still waits for a file that was busy. The store may be used again."""
@@ -299,12 +296,9 @@ class Store:
             raise _Fault(f"it cannot be created ({error.strerror})", "name a path that can be written") from error
         try:
             uri = f"{self.path.as_uri()}?mode=rw"  # never creates; falls back to reading only
-            with closing(sqlite3.connect(uri, uri=True, timeout=self._patience_s, isolation_level=None)) as connection:
+            with closing(sqlite3.connect(uri, uri=True, timeout=_LOOK_S, isolation_level=None)) as connection:
                 # Without a COMMIT, closing rolls back.
-                if is_write:
-                    _begin_write(connection, self._patience_s)
-                else:
-                    connection.execute("BEGIN")
+                _begin(connection, is_write, self._patience_s)
                 if _is_empty(connection):
                     if not is_write:
                         return None
@@ -379,7 +373,7 @@ def _decode(text: str) -> Value | None:
     """A value of the file; None when somebody else wrote what is none."""
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     is_flat = isinstance(value, dict) and not any(isinstance(content, (dict, list)) for content in value.values())
     return value if is_flat else None
@@ -424,8 +418,8 @@ def _is_empty(connection: sqlite3.Connection) -> bool:
     return False
 
 
-def _begin_write(connection: sqlite3.Connection, patience_s: float) -> None:
-    """Take the right to write.
+def _begin(connection: sqlite3.Connection, is_write: bool, patience_s: float) -> None:
+    """Begin a transaction and take its lock.
 
     SQLite itself looks less and less often, at last every 100 ms, so it would hardly ever find the file free between
     the transactions of a process that writes without a pause. Asked anew, it begins with 1 ms again.
@@ -433,10 +427,12 @@ def _begin_write(connection: sqlite3.Connection, patience_s: float) -> None:
     import sqlite3
 
     give_up_at = time.monotonic() + patience_s
-    connection.execute(f"PRAGMA busy_timeout = {_LOOK_MS}")
+    connection.execute("PRAGMA secure_delete = ON")  # what is deleted is overwritten, not only taken out of the index
+    if not is_write:
+        connection.execute("BEGIN")  # takes no lock before it reads
     while True:
         try:
-            connection.execute("BEGIN IMMEDIATE")
+            connection.execute("BEGIN IMMEDIATE" if is_write else "PRAGMA user_version")
             break
         except sqlite3.OperationalError as error:
             if "locked" not in str(error) or time.monotonic() >= give_up_at:

@@ -126,6 +126,7 @@ def test_entries_tell_all_last_written_first(store: Store) -> None:
 def test_clear_forgets_all_and_leaves_no_name_in_the_file(store: Store, path: Path) -> None:
     store.write_many([record("secret_function"), record("g")])
     assert b"secret_function" in path.read_bytes()
+    store.write_many([record("secret_function", mean_s=i) for i in range(20)])
     assert store.clear() == 2
     assert store.entries() == []
     assert b"secret_function" not in path.read_bytes()
@@ -168,6 +169,15 @@ def test_value_that_is_not_flat_is_refused_and_nothing_is_written(store: Store, 
     with pytest.raises(TypeError, match="'g'"):
         store.write_many([record(), Record("function", "g", HERE, wrong)])
     assert store.read("function", "f", HERE) is None
+
+
+@pytest.mark.parametrize("text", ["no JSON", "[1]", '{"a": [1]}', "[" * 100_000, ""])
+def test_record_that_somebody_else_spoilt_is_passed_over(store: Store, path: Path, text: str) -> None:
+    store.write_many([record("f"), record("g")])
+    change(path, f"UPDATE records SET value = '{text}' WHERE key = 'f'")
+    assert store.read("function", "f", HERE) is None
+    assert store.read_all("function", HERE) == {"g": {"mean_s": 0.5}}
+    assert [(entry.key, entry.value) for entry in store.entries()] == [("g", {"mean_s": 0.5}), ("f", {})]
 
 
 def test_nonsense_is_refused(store: Store) -> None:
