@@ -9,12 +9,18 @@ from .decisions.planner import Plan
 from .executor import AmorsizeExecutor
 
 if TYPE_CHECKING:
-    from .configs import load_config, save_config
     from .errors import AmorsizeError, RemoteTraceback, SerializationError, WorkerDied
-    from .optimization import OptimizationResult, Profile, StreamingOptimizationResult
-    from .optimizer import execute, optimize
-    from .shared import default_executor
-    from .streaming import optimize_streaming
+    from .optimizer import (
+        OptimizationResult,
+        Profile,
+        StreamingOptimizationResult,
+        default_executor,
+        execute,
+        load_config,
+        optimize,
+        optimize_streaming,
+        save_config,
+    )
 
 __version__ = "0.1.0"
 
@@ -40,19 +46,21 @@ __all__ = [
 #: Where names are that are loaded at their first use: the exceptions derive from those of concurrent.futures.process,
 #: which takes 10 ms to import, and who only wants the executor needs no optimizer.
 _LAZY = {
-    "AmorsizeError": "errors",
-    "OptimizationResult": "optimization",
-    "Profile": "optimization",
-    "RemoteTraceback": "errors",
-    "SerializationError": "errors",
-    "StreamingOptimizationResult": "optimization",
-    "WorkerDied": "errors",
-    "default_executor": "shared",
-    "execute": "optimizer",
-    "load_config": "configs",
-    "optimize": "optimizer",
-    "optimize_streaming": "streaming",
-    "save_config": "configs",
+    **dict.fromkeys(("AmorsizeError", "RemoteTraceback", "SerializationError", "WorkerDied"), "errors"),
+    **dict.fromkeys(
+        (
+            "OptimizationResult",
+            "Profile",
+            "StreamingOptimizationResult",
+            "default_executor",
+            "execute",
+            "load_config",
+            "optimize",
+            "optimize_streaming",
+            "save_config",
+        ),
+        "optimizer",
+    ),
 }
 
 

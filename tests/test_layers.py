@@ -29,7 +29,9 @@ FLOORS = (
     {"maps"},
     {"dispatcher"},
     {"executor"},
-    {"integrations", "__main__"},
+    {"integrations"},
+    {"optimizer"},
+    {"__main__"},
     {""},  # the package's own __init__: names of all
 )
 #: Looked up when a progress bar is asked for, so that nobody else pays for it.

@@ -16,8 +16,8 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ..workers.functions import cost_key
 from .sampling import Sample, fingerprint
-from .workers.functions import cost_key
 
 #: By the identity of the data, which an entry holds, so that no other object can have it.
 _entries: weakref.WeakValueDictionary[int, Takeover] = weakref.WeakValueDictionary()

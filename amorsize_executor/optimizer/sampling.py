@@ -21,17 +21,17 @@ from dataclasses import dataclass, field
 from statistics import median, stdev
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from . import machine
-from .decisions.cost_model import CostModel
+from .. import machine
+from ..decisions.cost_model import CostModel
+from ..workers import serialize
+from ..workers.process import not_picklable
 from .items import is_of_item, note_index
-from .workers import serialize
-from .workers.process import not_picklable
 from .workload import Workload
 
 if TYPE_CHECKING:
     import cProfile
 
-    from .executor import AmorsizeExecutor
+    from ..executor import AmorsizeExecutor
 
 #: No further item of a sample begins after this, in seconds.
 BUDGET_S = 1.0

@@ -8,9 +8,9 @@ import threading
 from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
-from .decisions.cost_model import CostModel, FunctionCost
-from .identity import function_key, machine_key
-from .store import Record, Store, default_path
+from ..decisions.cost_model import CostModel, FunctionCost
+from ..identity import function_key, machine_key
+from ..store import Record, Store, default_path
 
 #: A first call this many times as long as the others, and longer than the next number of seconds, was a warm-up.
 _WARM_UP_FACTOR, _WARM_UP_S = 3.0, 1e-3

@@ -2,7 +2,7 @@
 
 `execute` leaves the decision to the executor's map, which decides while it runs. `optimize` decides from a sample that
 runs in a worker, for those who want to see numbers first, or to use them elsewhere. Both use the process-wide executors
-(see `shared`), so later calls find warm workers and what earlier calls learned.
+(see `executors`), so later calls find warm workers and what earlier calls learned.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+from ..decisions.planner import format_time
+from ..executor import AmorsizeExecutor
+from ..integrations.progress import is_watched, make_progress
+from ..workers.serialize import name_of
 from . import workload
 from .arguments import Bounds, check_common, check_count, check_progress
 from .choice import choose, keep, learn, profile_of, seed
-from .decisions.planner import format_time
-from .executor import AmorsizeExecutor
-from .integrations.progress import is_watched, make_progress
+from .executors import executor_for
 from .items import as_items, is_of_item, note_index, own_items, spread
-from .optimization import OptimizationResult, Profile
+from .results import OptimizationResult, Profile
 from .sampling import Sample, Sampler, profiled
-from .shared import executor_for
 from .takeover import Takeover, take_over
-from .workers.serialize import name_of
 
 
 def optimize(

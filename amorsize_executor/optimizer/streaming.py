@@ -9,16 +9,17 @@ from dataclasses import replace
 from itertools import chain, islice
 from typing import Any
 
-from . import machine, workload
+from .. import machine
+from ..decisions.planner import format_time
+from ..workers.serialize import name_of
+from . import workload
 from .arguments import Bounds, check_common, check_count, shown
 from .choice import Choice, choose, learn, profile_of
-from .decisions.planner import format_time
+from .executors import executor_for
+from .functions import say
 from .items import as_items, is_array, is_of_item, item_count, iterate, note_index
-from .optimization import Profile, StreamingOptimizationResult
-from .optimizer import say
+from .results import Profile, StreamingOptimizationResult
 from .sampling import Sample, Sampler, fingerprint
-from .shared import executor_for
-from .workers.serialize import name_of
 from .workload import Workload
 
 #: An input of unknown length is planned as one of so much work, in seconds: long enough for workers to start.

@@ -116,7 +116,7 @@ def is_of_item(error: BaseException) -> bool:
     from concurrent.futures import BrokenExecutor
 
     if isinstance(error, BrokenExecutor):
-        from .errors import WorkerDied
+        from ..errors import WorkerDied
 
         return isinstance(error, WorkerDied)
     return not isinstance(error, (KeyboardInterrupt, GeneratorExit))

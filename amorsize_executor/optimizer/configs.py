@@ -19,9 +19,9 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from . import machine
+from .. import machine
 from .arguments import check_flag, shown
-from .optimization import OptimizationResult, Profile, StreamingOptimizationResult
+from .results import OptimizationResult, Profile, StreamingOptimizationResult
 
 _FORMAT = "amorsize_executor.config"
 #: Raised when a file could be misread by what knew only the version before.

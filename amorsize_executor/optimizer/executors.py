@@ -16,7 +16,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from .executor import AmorsizeExecutor
+from ..executor import AmorsizeExecutor
 
 #: Executors with bounds of their own that are kept; of those that nobody uses now, the least recently used goes first.
 _MOST_BOUNDED = 4

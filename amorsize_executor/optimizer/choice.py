@@ -7,15 +7,16 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from . import machine, workload
+from .. import machine
+from ..decisions import planner
+from ..decisions.planner import Plan, format_time
+from ..executor import AmorsizeExecutor
+from ..workers.functions import cost_key
+from ..workers.serialize import name_of
+from . import workload
 from .arguments import Bounds
-from .decisions import planner
-from .decisions.planner import Plan, format_time
-from .executor import AmorsizeExecutor
-from .optimization import Profile, format_nbytes
+from .results import Profile, format_nbytes
 from .sampling import Sample
-from .workers.functions import cost_key
-from .workers.serialize import name_of
 from .workload import Workload
 
 #: Share of the memory limit that may be planned with.

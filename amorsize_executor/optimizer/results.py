@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from .decisions.planner import Plan, format_time
+from ..decisions.planner import Plan, format_time
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -189,7 +189,7 @@ class OptimizationResult:
         """
         if self.plan is None or not self.plan.considered:
             raise ValueError(f"there is nothing to plot: {self.reason}")
-        from .integrations.plots import draw_plan
+        from ..integrations.plots import draw_plan
 
         return draw_plan(self.plan, ax)
 
