@@ -31,6 +31,7 @@ FLOORS = (
     {"executor"},
     {"integrations"},
     {"optimizer"},
+    {"cli"},
     {"__main__"},
     {""},  # the package's own __init__: names of all
 )

@@ -66,7 +66,7 @@ def find_function(name: str) -> Callable[[Any], Any]:
     UserError
         If there is none.
     """
-    module_name, colon, path = name.partition(":")
+    module_name, _, path = name.partition(":")
     if not module_name or not path:
         raise UserError(f"MODULE:FUNC is expected, such as math:sqrt, got {name!r}")
     if "" not in sys.path and os.getcwd() not in sys.path:

@@ -13,17 +13,15 @@ from . import Output, UserError
 def run(args: argparse.Namespace) -> Output:
     """List the records, or forget them with ``--clear``."""
     store = Store(default_path())
+    path = str(store.path)
     if args.clear:
         n = store.clear()
         _check(store)
-        return Output(
-            f"{n} record{'' if n == 1 else 's'} deleted from {store.path}", {"path": str(store.path), "deleted": n}
-        )
+        return Output(f"{_records(n)} deleted from {path}", {"path": path, "deleted": n})
     records = store.entries()
     _check(store)
-    lines = [f"{store.path}: {len(records)} record{'' if len(records) == 1 else 's'}"]
-    lines += [_line(record) for record in records]
-    return Output("\n".join(lines), {"path": str(store.path), "records": [record._asdict() for record in records]})
+    text = "\n".join([f"{path}: {_records(len(records))}", *map(_line, records)])
+    return Output(text, {"path": path, "records": [record._asdict() for record in records]})
 
 
 def _check(store: Store) -> None:
@@ -31,10 +29,12 @@ def _check(store: Store) -> None:
         raise UserError(store.problem)
 
 
+def _records(n: int) -> str:
+    return f"{n:,} record{'' if n == 1 else 's'}"
+
+
 def _line(record: Record) -> str:
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(record.updated))
     item_s = record.value.get("item_s", record.value.get("mean_s"))
     one = f", one item {format_time(item_s)}" if isinstance(item_s, (int, float)) else ""
-    return (
-        f"  {when}  {record.kind:<9} {record.key}: {record.n:,.0f} measured{one}  ({record.machine.partition(':')[0]})"
-    )
+    return f"  {when}  {record.kind:<9} {record.key}: {record.n:,.0f} measured{one} ({record.machine})"
