@@ -306,7 +306,8 @@ class _Call:
     def _shown(self, results: Iterator[Any]) -> Iterator[Any]:
         shown = make_progress(self._progress, len(self._items), name_of(self._func))
         try:
-            shown.advance(len(self._done))
+            if self._done:
+                shown.advance(len(self._done))
             for result in results:
                 shown.advance()
                 yield result
