@@ -119,7 +119,7 @@ def load_config(name_or_path: str | os.PathLike[str]) -> OptimizationResult:
         raise FileNotFoundError(f"there is no config {os.fspath(name_or_path)!r} (looked for {path})") from None
     try:
         content = json.loads(data) if len(data) <= _MOST_NBYTES else None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"the config {path} is damaged: it is no JSON ({error})") from None
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         raise ValueError(f"{path} is no config of amorsize_executor")

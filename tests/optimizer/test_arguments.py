@@ -106,5 +106,5 @@ def test_objects_that_cannot_be_shown_are_refused_as_well() -> None:
         def __repr__(self) -> str:
             raise RuntimeError("no words")
 
-    with pytest.raises(TypeError, match="data must be an iterable of items .*Mute"):
+    with pytest.raises(TypeError, match=r"data must be an iterable of items .*Mute"):
         execute(abs, Mute())  # type: ignore[arg-type]
