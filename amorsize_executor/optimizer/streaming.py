@@ -139,6 +139,7 @@ def _empty(func: Callable[..., Any], buffersize: int | None) -> StreamingOptimiz
 
 
 def slow_input(read_s: float, choice: Choice, load: Workload) -> Iterator[str]:
+    """A warning where workers would wait for the input."""
     if choice.n_jobs > 1 and read_s * choice.n_jobs > load.item_s:
         yield (
             f"to read an item from the input takes {format_time(read_s)} for {format_time(load.item_s)} of work, which "
