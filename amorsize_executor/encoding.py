@@ -106,22 +106,21 @@ def _entry_of(task: Task | None) -> Any:
     return task.entry if task.args is None else (task.args,)
 
 
-def encode_items(chunk: Chunk, job: MapJob, known: set[int]) -> tuple[Frame, float | None]:
+def encode_items(chunk: Chunk, indices: Sequence[int], job: MapJob, known: set[int]) -> tuple[Frame, float | None]:
     """The frame of items of a map, and the mean size of what they carry in bytes (None: small)."""
     function = job.function
     functions = () if function.fn_id in known else ((function.fn_id, function.data),)
-    items = job.take_items(chunk.items)
+    items = job.take_items(indices)
+    head = (protocol.RUN, chunk.chunk_id, chunk.claims, functions, function.fn_id)
     nbytes = None
     if serialize.are_scalars(items):
-        kind = protocol.SCALAR_TUPLES if job.is_star else protocol.SCALAR_ITEMS
-        frame = make_frame((protocol.RUN, chunk.chunk_id, chunk.claims, functions, function.fn_id, kind, items))
+        frame = make_frame((*head, protocol.SCALAR_TUPLES if job.is_star else protocol.SCALAR_ITEMS, items))
     else:
         block = blocks.BlockWriter()
         try:
-            entries = [_encode_item(job, i, item, block) for i, item in zip(chunk.items, items, strict=True)]
+            entries = [_encode_item(job, i, item, block) for i, item in zip(indices, items, strict=True)]
             nbytes = sum(serialize.entry_nbytes(e) for e in entries if e is not None) / len(entries)
-            message = (protocol.RUN, chunk.chunk_id, chunk.claims, functions, function.fn_id, protocol.ENTRIES, entries)
-            frame = make_frame(message, block.detach())
+            frame = make_frame((*head, protocol.ENTRIES, entries), block.detach())
         finally:
             block.close()
     known.add(function.fn_id)
