@@ -104,6 +104,8 @@ class Maps:
         is_ordered: bool,
         constraint: str,
         is_closed: bool = True,
+        n_workers: int | None = None,
+        sample_size: int | None = None,
     ) -> MapJob:
         """Take in a map; `next_results` gives what comes out.
 
@@ -123,6 +125,10 @@ class Maps:
             Why the caller may not run items; empty if it may.
         is_closed
             Whether these are all items; if not, `feed` brings the others, before `next_results` is called.
+        n_workers
+            Fixed by the caller, or None.
+        sample_size
+            Items of an unknown function that the caller runs at most before it is decided; None: no bound but time.
         """
         self._engine.check_open()
         function = self._engine.register(fn)
@@ -142,6 +148,7 @@ class Maps:
                 may_inline=may_inline,
                 constraint=constraint,
             )
+            job.n_workers, job.sample_size = n_workers, sample_size
             self.jobs[job.job_id] = job
             self._engine.scheduler.add_map(
                 job.job_id, function.key, len(items), chunksize=chunksize, closed=source is None and is_closed
@@ -201,6 +208,9 @@ class Maps:
                 serial_s=job.n_items * plan.item_s,
                 predicted_s=done_s + (plan.predicted_s or 0.0),
             )
+        if job.n_workers is not None:
+            predicted_s = dict(plan.considered).get(job.n_workers, plan.predicted_s)
+            plan = plan._replace(n_workers=job.n_workers, predicted_s=predicted_s)
         job.plan = self.last_plan = plan
         return plan
 
@@ -373,11 +383,12 @@ class Maps:
         item_s = self._engine.cost_model.mean_s(job.function.key)
         plan = job.plan
         assert plan is not None
-        n_sharing = 0
+        most, n_sharing = waiting, 0
         if not job.is_released:
             planned = plan.item_s
-            if item_s is None or (planned is None and job.inline_s < planner.SAMPLE_S):
-                pass  # more of a sample first
+            sample_left = waiting if job.sample_size is None else job.sample_size - job.n_inline
+            if item_s is None or (planned is None and job.inline_s < planner.SAMPLE_S and sample_left > 0):
+                most = min(waiting, max(sample_left, 1))  # more of a sample first
             elif (
                 planned is None
                 or (scheduler.n_ready, job.n_items) != job.planned_for
@@ -393,7 +404,7 @@ class Maps:
             if job.line is not None and item_s is not None:
                 item_s = job.expected_s(scheduler.next_item(job.job_id), item_s)
         is_known = plan.item_s is not None
-        most = planner.inline_batch(waiting, item_s, job.n_inline, is_known, n_sharing=n_sharing)
+        most = planner.inline_batch(most, item_s, job.n_inline, is_known, n_sharing=n_sharing)
         return scheduler.take_inline(job.job_id, most)
 
     def _may_help(self, job: MapJob) -> bool:
