@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 _TRIM = 1024
 #: Spans of the timeline that are kept.
 _MOST_SPANS = 10_000
-#: Sizes are looked at for items that take at least this long on average, in seconds: looking takes a tenth of it.
+#: Sizes are looked at for items that take at least this long on average, in seconds, and in all: looking takes a tenth.
 _SIZED_ABOVE_S = 2e-6
+_SIZED_ABOVE_IN_ALL_S = 0.5e-3
 
 
 class Failed:
@@ -134,7 +135,7 @@ class MapJob:
 
     def size_of(self, indices: Sequence[int], elapsed_s: float) -> float | None:
         """Sizes of items in all, if they have any and took long enough for that to matter."""
-        if not self._has_sizes or elapsed_s < _SIZED_ABOVE_S * len(indices):
+        if not self._has_sizes or elapsed_s < max(_SIZED_ABOVE_S * len(indices), _SIZED_ABOVE_IN_ALL_S):
             return None
         items = self.take_items(indices)
         found = item_sizes([item[0] for item in items] if self.is_star else items)

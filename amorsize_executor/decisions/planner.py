@@ -575,6 +575,8 @@ def inline_pays(
         return caller_helps(cost, min(pool.n_ready, n_workers), pool.n_cpus)
     t = cost.mean_s
     until_ready_s = max(pool.worker_start_s - waited_s, 0.0)
+    if remaining * t <= until_ready_s:
+        return True
     with_it, without_it = (remaining - 1) / n_workers, remaining / n_workers
     if remaining <= 4 * n_workers:  # whole items only
         with_it, without_it = math.ceil(with_it), math.ceil(without_it)

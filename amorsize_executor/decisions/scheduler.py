@@ -68,13 +68,14 @@ class _State(Enum):
 
 
 class _Worker:
-    __slots__ = ("asked_at", "chunks", "idle_since", "n_given", "state")
+    __slots__ = ("asked_at", "chunks", "has_run", "idle_since", "n_given", "state")
 
     def __init__(self, now: float) -> None:
         self.state = _State.STARTING
         self.asked_at = now
         self.chunks: dict[int, Chunk] = {}  # by chunk id, in the order given; at most _DEPTH
         self.n_given = 0  # items in its life, for max_tasks_per_child
+        self.has_run = False  # some item of it was settled
         self.idle_since = now
 
 
@@ -335,6 +336,7 @@ class Scheduler:
             return []
         chunk.n_done += n_items
         chunk.progress_at = now
+        worker.has_run = True
         if chunk.job_id is not None:
             job = self._jobs.get(chunk.job_id)
             if job is not None:
@@ -554,8 +556,9 @@ class Scheduler:
         self._assign(actions, now)
         if self._stopping and not self._queue.waiting and not self._jobs:
             for worker_id, worker in list(self._workers.items()):
-                if worker.state is _State.STARTING:
-                    actions.append(self._kill(worker_id, worker))
+                is_new = not worker.has_run and not any(chunk.n_left for chunk in worker.chunks.values())
+                if worker.state is _State.STARTING or (worker.state is _State.READY and worker.chunks and is_new):
+                    actions.append(self._kill(worker_id, worker))  # it still imports what nobody wants of it any more
                 elif worker.state is _State.READY and not worker.chunks:
                     actions.append(self._retire(worker_id, worker))
             return actions
