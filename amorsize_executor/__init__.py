@@ -10,6 +10,7 @@ from .executor import AmorsizeExecutor
 
 if TYPE_CHECKING:
     from .errors import AmorsizeError, RemoteTraceback, SerializationError, WorkerDied
+    from .workers.sharing import Shared
 
 __version__ = "0.1.0"
 
@@ -20,6 +21,7 @@ __all__ = [
     "Plan",
     "RemoteTraceback",
     "SerializationError",
+    "Shared",
     "WorkerDied",
 ]
 
@@ -30,4 +32,8 @@ def __getattr__(name: str) -> Any:
         from . import errors
 
         return getattr(errors, name)
+    if name == "Shared":
+        from .workers.sharing import Shared
+
+        return Shared
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

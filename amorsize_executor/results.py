@@ -8,6 +8,8 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from .workers.warm import Epoch
+
 if TYPE_CHECKING:
     from .decisions.planner import Plan
     from .inline import InlineBatch
@@ -88,6 +90,7 @@ class MapJob:
         self.batch: InlineBatch | None = None
         self.visited_at = self.started_at
         self._watch_seen = (-1, 0.0)
+        self.epoch = Epoch()  # in which an array that has not moved is the same
         self.local_errors: dict[int, BaseException] = {}  # items whose arguments could not be pickled
 
     def take_items(self, indices: Sequence[int]) -> list[Any]:
