@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .failures import culprit, with_cause
 from .results import Failed, MapJob
-from .workers import blocks, protocol, serialize
+from .workers import blocks, bulk, protocol, serialize
 from .workers.channel import Frame, make_frame
 from .workers.process import add_note, not_picklable
 from .workers.warm import Block, BlockWriter, WarmBlocks
@@ -45,14 +45,15 @@ class Task:
         self.function = function
         self.args: tuple[Any, ...] | None = None  # scalars, sent as they are
         self.entry: serialize.Entry | None = None  # else: pickled
-        self.blocks: list[Block] = []  # what `entry` refers to, one use of each
+        self.blocks: Sequence[Block] = ()  # what `entry` refers to, one use of each
         self.has_begun = False  # the future is running
         if not kwargs and serialize.is_scalar(args):
             self.args = args
         else:
             writer = BlockWriter(store)
             try:
-                self.entry = serialize.encode((args, kwargs), writer)
+                has_bulk = bulk.is_among(args) or bulk.is_among(kwargs.values())
+                self.entry = serialize.encode((args, kwargs), writer, has_bulk=has_bulk)
                 self.blocks = writer.detach()
             except Exception as error:
                 what = f"an argument of {function.name} ({culprit(args, kwargs)})"
@@ -62,8 +63,9 @@ class Task:
 
     def close(self) -> None:
         """Give up the blocks."""
-        while self.blocks:
-            self.blocks.pop().release()
+        blocks, self.blocks = self.blocks, ()
+        for block in blocks:
+            block.release()
 
 
 class Parcel(NamedTuple):
@@ -123,7 +125,10 @@ def encode_tasks(chunk_id: int, tasks: Sequence[Task | None], known: set[int]) -
         kind, items = protocol.ENTRIES, [_entry_of(task) for task in tasks]
     fn_ids = [(task or kept[0]).function.fn_id for task in tasks]
     same = fn_ids[0] if len(set(fn_ids)) == 1 and fn_ids[0] > 0 else fn_ids
-    used = {block.block_id: block for task in kept for block in (*task.blocks, *task.function.blocks)}
+    used: dict[int, Block] = {}
+    for task in kept:
+        if task.blocks or task.function.blocks:
+            used.update((block.block_id, block) for block in (*task.blocks, *task.function.blocks))
     frame = make_frame((protocol.RUN, chunk_id, tuple(functions.items()), same, kind, items, tuple(used)))
     known.update(functions)
     for block in used.values():
@@ -183,7 +188,7 @@ def _parcel(
 def _encode_item(job: MapJob, index: int, item: Any, writer: BlockWriter) -> serialize.Entry | None:
     args = item if job.is_star else (item,)
     try:
-        return serialize.encode((args, {}), writer)
+        return serialize.encode((args, {}), writer, has_bulk=bulk.is_among(args))
     except Exception as error:
         what = f"item {index} of map({job.function.name}) ({culprit(args, {})})"
         job.local_errors[index] = not_picklable(what, error)

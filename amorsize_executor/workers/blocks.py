@@ -144,6 +144,10 @@ class BlockWriter:
         """Store a buffer and return what stands for it: offset, size, is read-only, and 0 for this block."""
         return self.add(buffer), buffer.nbytes, buffer.readonly, 0
 
+    def serial(self, part: object) -> int:
+        """None."""
+        return 0
+
     def detach(self) -> int | None:
         """Descriptor of the block, now the caller's to close; None when nothing was stored."""
         fd, self._fd = self._fd, -1

@@ -19,7 +19,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
-from . import serialize
+from . import bulk, serialize
 from .warm import SHARE_NBYTES, Block, BlockWriter, WarmBlocks
 
 #: Functions remembered by identity, and by content; the least recently used goes first.
@@ -177,11 +177,29 @@ def _pickled(fn: Callable[..., Any]) -> bytes:
 
 def _encoded(fn: Callable[..., Any], writer: BlockWriter) -> serialize.Entry:
     try:
-        return serialize.encode(fn, writer, least_nbytes=SHARE_NBYTES)
+        has_bulk = bulk.is_among(_captured(fn))
+        return serialize.encode(fn, writer, least_nbytes=SHARE_NBYTES, has_bulk=has_bulk)
     except Exception as error:
         from .process import not_picklable
 
         raise not_picklable(f"the function {serialize.name_of(fn)!r}", error) from error.__cause__
+
+
+def _captured(fn: Any) -> list[Any]:
+    """What a function obviously carries."""
+    if isinstance(fn, functools.partial):
+        return [*fn.args, *fn.keywords.values(), *_captured(fn.func)]
+    if isinstance(fn, types.MethodType):
+        return list(getattr(fn.__self__, "__dict__", {}).values())
+    if not isinstance(fn, types.FunctionType):
+        return list(getattr(fn, "__dict__", {}).values())
+    captured = list(fn.__defaults__ or ())
+    for cell in fn.__closure__ or ():
+        try:
+            captured.append(cell.cell_contents)
+        except ValueError:  # not filled yet
+            continue
+    return captured
 
 
 def cost_key(fn: Any) -> Hashable:

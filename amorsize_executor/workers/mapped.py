@@ -34,6 +34,8 @@ _CLEAN = bytes(b for b in range(256) if not b & _PRESENT_OR_SWAPPED or b & _OF_F
 #: What private pages become clean by; elsewhere it is a hint that may do nothing.
 _CAN_DROP = sys.platform == "linux" and hasattr(mmap, "MADV_DONTNEED")
 _ENTRY_NBYTES = 8
+#: Large `bytes` that were read from blocks are kept up to this size in all, in bytes.
+_CACHE_NBYTES = 256 << 20
 
 #: Blocks with results that the parent may still read, and free ones, at most; each is a descriptor.
 _MOST_RESULTS = 64
@@ -64,6 +66,7 @@ class MappedBlocks:
     def __init__(self) -> None:
         self._blocks: dict[int, _Mapped] = {}
         self._touched: set[int] = set()  # since the last `settle`
+        self.cache = _BytesCache()
         self._page_map = _PageMap()
 
     def add(self, block_id: int, fd: int) -> None:
@@ -77,6 +80,7 @@ class MappedBlocks:
             block = self._blocks.pop(block_id, None)
             if block is not None:
                 os.close(block.fd)
+                self.cache.clear()
 
     def has_all(self, block_ids: Iterable[int]) -> bool:
         """Whether all of these blocks are here."""
@@ -119,6 +123,15 @@ class MappedBlocks:
                 block.mapping = None
         self._touched.clear()
         return tuple(kept)
+
+
+class _BytesCache(OrderedDict[int, bytes]):
+    """Large `bytes` of arguments: those used last, within a bound, until the parent gives up blocks."""
+
+    def __setitem__(self, serial: int, obj: bytes) -> None:
+        super().__setitem__(serial, obj)
+        while len(self) > 1 and sum(map(len, self.values())) > _CACHE_NBYTES:
+            self.popitem(last=False)
 
 
 def _references(block: _Mapped) -> int:
@@ -278,6 +291,10 @@ class ResultWriter:
             block.nbytes = blocks.write_at(block.fd, buffer, offset, block.nbytes)
         self.nbytes = offset + buffer.nbytes
         return offset, buffer.nbytes, buffer.readonly, 0
+
+    def serial(self, part: object) -> int:
+        """None."""
+        return 0
 
     def lend(self) -> tuple[int | None, int]:
         """A descriptor of the block for the parent (now the caller's) and its number; None if nothing was stored."""

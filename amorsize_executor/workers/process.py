@@ -26,7 +26,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from .. import machine
-from . import blocks, mapped, protocol, serialize, sharing
+from . import blocks, bulk, mapped, protocol, serialize, sharing
 from .channel import LOST, FrameReader, Receiver, make_frame
 from .protocol import ERROR, SCALAR_ITEMS, SCALAR_TUPLES, SKIPPED, VALUE, StatusBlock
 
@@ -130,10 +130,10 @@ class _Function:
         self.n_seen = 0
         self.gives_plain = True  # its results are such as the journal takes as they are
 
-    def load(self, lease: serialize.Lease) -> None:
+    def load(self, blocks: mapped.MappedBlocks) -> None:
         """Unpickle it, anew if calls may have changed it."""
         self.call = _unloaded  # first give back what it has of blocks
-        self.call = _decode_function(self._entry, lease)
+        self.call = _decode_function(self._entry, blocks)
 
     def unload(self) -> None:
         """Forget what calls have changed in it."""
@@ -243,7 +243,7 @@ class _Worker:
             if fn_id not in self._functions:
                 function = self._functions[fn_id] = _Function(entry)
                 if fn_id > 0:  # else it is loaded for each use
-                    function.load(self._blocks.lease)
+                    function.load(self._blocks)
                 if len(self._functions) > _MAX_FUNCTIONS:
                     self._functions.popitem(last=False)
 
@@ -270,7 +270,7 @@ class _Worker:
                 return
             known.move_to_end(fn_id)
         if isinstance(fn_ids, int) and fn_ids < 0:
-            known[fn_ids].load(self._blocks.lease)
+            known[fn_ids].load(self._blocks)
         self._flushed_ns = time.perf_counter_ns()
         self._cpu_ns = -1
         offset, n = 0, len(items)
@@ -283,7 +283,7 @@ class _Worker:
             if offset or size > 1:
                 self._mark(chunk_id, offset, size)
             if not isinstance(fn_ids, int) and fn_ids[offset] < 0:
-                function.load(self._blocks.lease)
+                function.load(self._blocks)
             offset += self._run_group(chunk_id, offset, function, kind, items[offset : offset + size])
         if block_ids:
             self._settle_blocks(chunk_id, fn_ids)
@@ -323,7 +323,7 @@ class _Worker:
                     value = call(*item[0])
                 else:
                     begun = time.perf_counter_ns()
-                    args, kwargs = serialize.decode(item, self._blocks.lease)
+                    args, kwargs = serialize.decode(item, self._blocks.lease, self._blocks.cache)
                     start += time.perf_counter_ns() - begun  # unpickling is no task time
                     value = call(*args, **kwargs)
                     del args, kwargs  # views on blocks
@@ -391,7 +391,7 @@ class _Worker:
 
     def _outcome(self, value: object, block: mapped.ResultWriter, function: _Function) -> tuple[int, Any]:
         try:
-            return VALUE, serialize.encode(value, block)
+            return VALUE, serialize.encode(value, block, has_bulk=bulk.is_among((value,)))
         except Exception as error:
             what = f"the result of {serialize.name_of(function.call)}, a {type(value).__qualname__!r} object,"
             return ERROR, encode_error(not_picklable(what, error))
@@ -514,10 +514,10 @@ def _lease_of(block_fd: int | None) -> serialize.Lease:
     return lease
 
 
-def _decode_function(entry: serialize.Entry, lease: serialize.Lease) -> Callable[..., Any]:
+def _decode_function(entry: serialize.Entry, blocks: mapped.MappedBlocks) -> Callable[..., Any]:
     """The function of an entry; one that raises for every call if it cannot be unpickled here."""
     try:
-        function: Callable[..., Any] = serialize.decode(entry, lease)
+        function: Callable[..., Any] = serialize.decode(entry, blocks.lease, blocks.cache)
     except Exception as error:
         broken = add_note(error, "raised while the function of the task was unpickled in the worker")
         where = broken.__traceback__

@@ -9,7 +9,9 @@ An object becomes an *entry*, which is small enough for a frame or refers to blo
 
 * ``bytes``: a pickle;
 * ``(pickle, buffers)``: buffers are `bytearray` or `bytes` (read-only) inside, or ``(offset, nbytes, is_readonly,
-  block_id)`` in a block; 0 is the block that came with the frame.
+  block_id)`` in a block; 0 is the block that came with the frame;
+* ``(pickle, buffers, bulk)``: bulk has (buffer, serial number) for each bulky object that the pickle leaves out (see
+  `bulk`).
 """
 
 from __future__ import annotations
@@ -19,12 +21,17 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+from . import bulk
+
 if TYPE_CHECKING:
     from typing import TypeAlias
 
 PROTOCOL = 5
 #: Buffers of an object that are larger than this in all, in bytes, travel in a block.
 INLINE_NBYTES = 16 << 10
+
+#: Where bulky objects were not expected, they are looked for in pickles of this size, in bytes.
+_SEARCH_NBYTES = 1 << 20
 
 #: Types whose instances cannot change and that any process can unpickle: they need no copy and cannot fail.
 SCALARS = frozenset({int, float, complex, bool, str, bytes, type(None), range, type(Ellipsis)})
@@ -33,7 +40,8 @@ _TUPLE_LENGTH = 64
 
 Part: TypeAlias = "tuple[int, int, bool, int]"
 _Buffer: TypeAlias = "bytes | bytearray | Part"
-Entry: TypeAlias = "bytes | tuple[bytes, tuple[_Buffer, ...]]"
+Bulk: TypeAlias = "tuple[_Buffer, int]"
+Entry: TypeAlias = "bytes | tuple[bytes, tuple[_Buffer, ...]] | tuple[bytes, tuple[_Buffer, ...], tuple[Bulk, ...]]"
 
 
 def is_scalar(obj: object) -> bool:
@@ -105,17 +113,27 @@ class Writer(Protocol):
     def store(self, buffer: memoryview, /) -> Part:
         """Store a buffer and return what stands for it in an entry."""
 
+    def serial(self, part: Part, /) -> int:
+        """A number that no other content that is stored in this process will get; 0 if it has none."""
+
 
 class _Sending(threading.local):
-    """What this thread is pickling for."""
+    """What this thread is pickling for; for objects that are sent in a way of their own."""
 
+    #: Whether there is any such object in this process: else nobody asks for the writer, and it is not told.
+    is_asked_for = False
     writer: Writer | None = None
 
 
 sending = _Sending()
 
 
-def encode(obj: object, writer: Writer, *, least_nbytes: int = 0) -> Entry:
+def ask_for_writers() -> None:
+    """From now on, say in `sending` what is pickled for whom."""
+    _Sending.is_asked_for = True
+
+
+def encode(obj: object, writer: Writer, *, least_nbytes: int = 0, has_bulk: bool = False) -> Entry:
     """Make an entry of an object.
 
     Parameters
@@ -126,23 +144,52 @@ def encode(obj: object, writer: Writer, *, least_nbytes: int = 0) -> Entry:
         Takes its large buffers.
     least_nbytes
         Buffers below this size, in bytes, stay in the pickle.
+    has_bulk
+        There are bulky objects inside. Else, they are looked for if the pickle is large, though not everywhere.
     """
-    buffers = _Buffers(least_nbytes)
-    before, sending.writer = sending.writer, writer
+    buffers: list[pickle.PickleBuffer]
+    take: Callable[[pickle.PickleBuffer], Any]
+    if least_nbytes:
+        buffers = large = _LargeBuffers(least_nbytes)
+        take = large.take
+    else:
+        buffers = []
+        take = buffers.append
+    objs: Sequence[Any] = ()
+    before = sending.writer
+    if _Sending.is_asked_for:
+        sending.writer = writer
     try:
-        data = dumps(obj, buffers.take)
+        if not has_bulk:
+            data = dumps(obj, take)
+            if len(data) >= _SEARCH_NBYTES and bulk.is_inside(obj):
+                has_bulk = True
+                buffers.clear()
+        if has_bulk:
+            data, objs = bulk.dumps(obj, PROTOCOL, take)
     finally:
         sending.writer = before
-    if not buffers:
+    if not buffers and not objs:
         return data
     views = [b.raw() for b in buffers]
-    if sum(v.nbytes for v in views) <= INLINE_NBYTES:
+    if not objs and sum(v.nbytes for v in views) <= INLINE_NBYTES:
         return data, tuple(bytes(v) if v.readonly else bytearray(v) for v in views)
-    return data, tuple([writer.store(v) for v in views])
+    parts = tuple([writer.store(v) for v in views])
+    if not objs:
+        return data, parts
+    return data, parts, tuple([_store_bulk(bulk.view_of(each), writer) for each in objs])
 
 
-class _Buffers(list[pickle.PickleBuffer]):
-    """Buffers that pickle offers to leave out of its data."""
+def _store_bulk(view: memoryview, writer: Writer) -> Bulk:
+    part = writer.store(view)
+    if not isinstance(part, tuple):  # a copy, for this process
+        return part, 0
+    offset, nbytes, _, block_id = part
+    return (offset, nbytes, False, block_id), writer.serial(part)
+
+
+class _LargeBuffers(list[pickle.PickleBuffer]):
+    """Buffers that pickle offers to leave out of its data, as far as they are large."""
 
     def __init__(self, least_nbytes: int) -> None:
         super().__init__()
@@ -150,7 +197,7 @@ class _Buffers(list[pickle.PickleBuffer]):
 
     def take(self, buffer: pickle.PickleBuffer) -> bool:
         """Take a buffer; True if it is to stay in the pickle."""
-        if self._least_nbytes and buffer.raw().nbytes < self._least_nbytes:
+        if buffer.raw().nbytes < self._least_nbytes:
             return True
         self.append(buffer)
         return False
@@ -166,7 +213,7 @@ class Lease(Protocol):
         """
 
 
-def decode(entry: Entry, lease: Lease) -> Any:
+def decode(entry: Entry, lease: Lease, cache: Cache | None = None) -> Any:
     """The object of an entry.
 
     Parameters
@@ -175,17 +222,42 @@ def decode(entry: Entry, lease: Lease) -> Any:
         As made by `encode`.
     lease
         Gives private views of the blocks that it refers to.
+    cache
+        Keeps large `bytes`: they cannot change, so that several entries may have the same.
     """
     if isinstance(entry, bytes):
         return pickle.loads(entry)
-    data, parts = entry
-    return pickle.loads(data, buffers=_leased(parts, lease))
+    if len(entry) == 2:
+        data, parts = entry
+        return pickle.loads(data, buffers=_leased(parts, lease))
+    data, parts, bulky = entry
+
+    def load(index: int, kind: int) -> Any:
+        part, serial = bulky[index]
+        if kind == bulk.BYTES and cache is not None and serial in cache:
+            return cache[serial]
+        (buffer,) = _leased((part,), lease)
+        if kind == bulk.MEMMAP:
+            return bytearray(buffer) if isinstance(buffer, bytes) else buffer
+        obj = bytes(buffer) if kind == bulk.BYTES else bytearray(buffer)
+        if kind == bulk.BYTES and cache is not None and serial:
+            cache[serial] = obj
+        return obj
+
+    return bulk.loads(data, _leased(parts, lease), load)
 
 
-def decode_whole(parts: Sequence[_Buffer], lease: Lease) -> Any:
-    """The object of an entry whose pickle stands behind its buffers, as the last of them."""
-    *buffers, data = _leased(parts, lease)
-    return pickle.loads(data, buffers=buffers)
+class Cache(Protocol):
+    """`bytes` by the serial numbers of their content."""
+
+    def __contains__(self, serial: object, /) -> bool:
+        """Whether they are here."""
+
+    def __getitem__(self, serial: int, /) -> bytes:
+        """They themselves."""
+
+    def __setitem__(self, serial: int, obj: Any, /) -> None:
+        """Keep them, perhaps."""
 
 
 def _leased(parts: Sequence[_Buffer], lease: Lease) -> list[Any]:
@@ -220,7 +292,7 @@ def pickle_nbytes(entry: Entry) -> int:
     """Size of what an entry carries itself, blocks not counted, in bytes."""
     if isinstance(entry, bytes):
         return len(entry)
-    data, parts = entry
+    data, parts = entry[:2]
     return len(data) + sum(len(p) for p in parts if not isinstance(p, tuple))
 
 
@@ -237,6 +309,10 @@ class _Copier:
     def store(self, buffer: memoryview) -> Any:
         """A copy of the buffer."""
         return bytes(buffer) if buffer.readonly else bytearray(buffer)
+
+    def serial(self, part: Any) -> int:
+        """None."""
+        return 0
 
     def refer(self, block: object) -> None:
         """Blocks of this process are at hand."""

@@ -10,11 +10,15 @@ import threading
 import weakref
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from . import serialize, warm
 
+if TYPE_CHECKING:
+    from typing import TypeAlias
+
 T = TypeVar("T")
+_Content: TypeAlias = "tuple[bytes | serialize.Part, tuple[Any, ...]]"
 
 #: Blocks of handles: closed when their last user is gone, never used again.
 _store = warm.WarmBlocks(lambda: 0)
@@ -26,6 +30,10 @@ _received: Received | None = None
 
 class Received(Protocol):
     """Blocks that came from another process."""
+
+    @property
+    def cache(self) -> serialize.Cache:
+        """For large `bytes`."""
 
     def has_all(self, block_ids: tuple[int, ...], /) -> bool:
         """Whether these blocks have come."""
@@ -63,6 +71,7 @@ class Shared(Generic[T]):
     def __init__(self, obj: T) -> None:
         from .process import not_picklable
 
+        serialize.ask_for_writers()
         self._name = type(obj).__qualname__
         self._lock = threading.Lock()  # guards _blocks between `close` and those who send
         writer = _HandleWriter(_store.take(0))
@@ -71,11 +80,10 @@ class Shared(Generic[T]):
                 entry = serialize.encode(obj, writer)
             except Exception as error:
                 raise not_picklable(f"the object to share, a {self._name!r} object,", error) from error.__cause__
-            data, parts = (entry, ()) if isinstance(entry, bytes) else entry
-            if len(data) > serialize.INLINE_NBYTES:
-                self._content: tuple[Any, ...] = (None, (*parts, writer.store(memoryview(data))))
-            else:
-                self._content = (data, parts)
+            data, rest = (entry, ()) if isinstance(entry, bytes) else (entry[0], entry[1:])
+            is_large = len(data) > serialize.INLINE_NBYTES
+            #: The pickle or where it stands in the block, and what else its entry has.
+            self._content = (writer.store(memoryview(data)) if is_large else data, rest)
         except BaseException:
             writer.close()
             raise
@@ -99,7 +107,7 @@ class Shared(Generic[T]):
                 block.retain()
             used = list(self._blocks)
         try:
-            obj: T = _load(self._content, _lease_own)
+            obj: T = _load(self._content, _lease_own, None)
         finally:
             for block in used:
                 block.release()
@@ -145,7 +153,7 @@ class Shared(Generic[T]):
                 )
             for block in self._blocks:
                 refer(block)
-            return _resolve, (self._blocks[0].block_id, *self._content)
+            return _resolve, (self._blocks[0].block_id, self._content)
 
     def __repr__(self) -> str:
         state = ", closed" if self.is_closed else ""
@@ -165,6 +173,10 @@ class _HandleWriter:
         block.write(offset, buffer)
         self.nbytes = offset + buffer.nbytes
         return offset, buffer.nbytes, buffer.readonly, block.block_id
+
+    def serial(self, part: object) -> int:
+        """A number for what was just stored."""
+        return warm.new_serial()
 
     def refer(self, block: warm.Block) -> None:
         """The object has another handle inside."""
@@ -189,21 +201,25 @@ def receive_with(received: Received) -> None:
     _received = received
 
 
-def _resolve(block_id: int, data: bytes | None, parts: tuple[Any, ...]) -> Any:
+def _resolve(block_id: int, content: _Content) -> Any:
     """The object of a handle, in a worker or in the process that made it."""
     if _received is not None and _received.has_all((block_id,)):
-        return _load((data, parts), _received.lease)
+        return _load(content, _received.lease, _received.cache)
     handle = _handles.get(block_id)
     if handle is None:
         raise ValueError("a Shared object was closed, or belongs to another process")
     return handle.get()
 
 
-def _load(content: tuple[Any, ...], lease: serialize.Lease) -> Any:
-    data, parts = content
-    if data is None:
-        return serialize.decode_whole(parts, lease)
-    return serialize.decode((data, parts), lease)
+def _load(content: _Content, lease: serialize.Lease, cache: serialize.Cache | None) -> Any:
+    data, rest = content
+    if not isinstance(data, bytes):
+        offset, nbytes, _, block_id = data
+        view, base = lease(block_id, offset, offset + nbytes)
+        data = bytes(view[offset - base : offset - base + nbytes])
+        del view
+    entry: Any = (data, *rest) if rest else data
+    return serialize.decode(entry, lease, cache)
 
 
 def _lease_own(block_id: int, start: int, stop: int) -> tuple[memoryview, int]:

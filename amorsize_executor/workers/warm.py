@@ -164,6 +164,7 @@ class _Extent(NamedTuple):
     offset: int
     epoch: weakref.ref[Epoch] | None
     owner: weakref.ref[Any] | None
+    serial: int
 
 
 class WarmBlocks:
@@ -327,8 +328,8 @@ class WarmBlocks:
 
     # ------------------------------------------------------------------ contents
 
-    def find(self, key: Key, buffer: memoryview, epoch: Epoch | None) -> tuple[Block, int] | None:
-        """The block that holds a buffer, in use once more, and the offset; None if none does."""
+    def find(self, key: Key, buffer: memoryview, epoch: Epoch | None) -> tuple[Block, int, int] | None:
+        """The block that holds a buffer, in use once more, the offset, and the serial number; None if none does."""
         with self._locked():
             extent = self._extents.get(key)
             if extent is None:
@@ -346,7 +347,7 @@ class WarmBlocks:
             if is_known and epoch is not None:
                 block.epochs.add(epoch)
         if is_known:
-            return block, extent.offset
+            return block, extent.offset, extent.serial
         try:
             is_same = block.holds(extent.offset, buffer)
         except BaseException:
@@ -355,11 +356,11 @@ class WarmBlocks:
         if not is_same:
             self.release(block)
             return None
-        self.note(key, buffer, block, extent.offset, epoch)
-        return block, extent.offset
+        self.note(key, buffer, block, extent.offset, epoch, extent.serial)
+        return block, extent.offset, extent.serial
 
-    def note(self, key: Key, buffer: memoryview, block: Block, offset: int, epoch: Epoch | None) -> None:
-        """A block holds a buffer now."""
+    def note(self, key: Key, buffer: memoryview, block: Block, offset: int, epoch: Epoch | None, serial: int) -> None:
+        """A block holds a buffer now; `serial` is its content's own."""
         owner: weakref.ref[Any] | None = None
         if epoch is not None:
             held = _owner(buffer)
@@ -368,9 +369,16 @@ class WarmBlocks:
             except TypeError:
                 epoch.owners[key] = held
         with self._locked():
-            self._extents[key] = _Extent(block, offset, weakref.ref(epoch) if epoch is not None else None, owner)
+            self._extents[key] = _Extent(
+                block, offset, weakref.ref(epoch) if epoch is not None else None, owner, serial
+            )
             if key not in block.keys:
                 block.keys.append(key)
+
+
+def new_serial() -> int:
+    """A number for some content."""
+    return next(_numbers)
 
 
 def aligned(offset: int) -> int:
@@ -419,13 +427,14 @@ class BlockWriter:
         What had to be written, in bytes.
     """
 
-    __slots__ = ("_epoch", "_expected_nbytes", "_own", "_store", "nbytes", "used")
+    __slots__ = ("_epoch", "_expected_nbytes", "_own", "_serials", "_store", "nbytes", "used")
 
     def __init__(self, store: WarmBlocks, epoch: Epoch | None = None, expected_nbytes: int = 0) -> None:
         self._store = store
         self._epoch = epoch
         self._expected_nbytes = expected_nbytes
         self._own: Block | None = None
+        self._serials: dict[tuple[int, int], int] = {}
         self.used: dict[int, Block] = {}
         self.nbytes = 0
 
@@ -436,7 +445,8 @@ class BlockWriter:
         if key is not None:
             found = self._store.find(key, buffer, self._epoch)
             if found is not None:
-                block, offset = found
+                block, offset, serial = found
+                self._serials[block.block_id, offset] = serial
                 if block.block_id in self.used:
                     block.release()
                 self.used[block.block_id] = block
@@ -453,8 +463,13 @@ class BlockWriter:
             block.write(offset, buffer)
         self.nbytes = offset + nbytes
         if key is not None:
-            self._store.note(key, buffer, block, offset, self._epoch)
+            serial = self._serials[block.block_id, offset] = new_serial()
+            self._store.note(key, buffer, block, offset, self._epoch, serial)
         return offset, nbytes, buffer.readonly, block.block_id
+
+    def serial(self, part: tuple[int, int, bool, int]) -> int:
+        """The serial number of the content of a large buffer, 0 of a small one."""
+        return self._serials.get((part[3], part[0]), 0)
 
     def refer(self, block: Block) -> None:
         """The frame refers to a block that somebody else has stored."""
