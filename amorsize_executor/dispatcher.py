@@ -29,19 +29,20 @@ from concurrent.futures import CancelledError, Future
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from . import lifecycle, machine
-from .decisions.cost_model import CostModel
-from .decisions.planner import PoolState
-from .decisions.scheduler import (
+from .decisions.actions import (
     Action,
     BreakPool,
-    Chunk,
     FailItems,
     KillWorker,
     RetireWorker,
-    Scheduler,
     SendChunk,
     StartWorker,
+    TakeBack,
 )
+from .decisions.cost_model import CostModel
+from .decisions.planner import PoolState
+from .decisions.scheduler import Scheduler
+from .decisions.work import Chunk
 from .encoding import Parcel, Task, decode_outcomes, encode_items, encode_one, encode_tasks
 from .failures import broken_pool, chained, init_error, no_descriptors, no_lease, start_failure, worker_died
 from .maps import Maps
@@ -196,7 +197,11 @@ class Dispatcher:
     def pool_state(self) -> PoolState:
         """The pool as the planner sees it; under the lock."""
         return PoolState(
-            self.scheduler.n_ready, self.scheduler.worker_limit, self.n_cpus, self.cost_model.worker_start_s
+            self.scheduler.n_ready,
+            self.scheduler.worker_limit,
+            self.n_cpus,
+            self.cost_model.worker_start_s,
+            self.cost_model.chunk_overhead_s,
         )
 
     # ------------------------------------------------------------------ actions
@@ -209,6 +214,10 @@ class Dispatcher:
             for action in actions:
                 if type(action) is SendChunk:
                     more += self._send(action.worker_id, action.chunk)
+                    # Should its first task block, it is time for another worker: time is the I/O thread's.
+                    wake = wake or (action.chunk.slot is not None and self.scheduler.may_start)
+                elif type(action) is TakeBack:
+                    more += self._take_back(action.worker_id, action.chunk)
                 else:
                     if type(action) is StartWorker:
                         self._no_starts.clear()
@@ -217,6 +226,14 @@ class Dispatcher:
             actions = more
         if wake:
             self.wake()
+
+    def want_workers(self, n_workers: int) -> None:
+        """Start workers ahead of work, up to so many in all."""
+        self.ensure_thread()
+        self.prepare_start()
+        with self.lock:
+            actions = self.scheduler.want_workers(n_workers, time.perf_counter())
+        self.execute(actions)
 
     def prepare_start(self) -> None:
         """Import what the start of a worker takes, in this thread.
@@ -241,18 +258,28 @@ class Dispatcher:
         if self.pool is not None and threading.current_thread() is not self._thread:
             self.pool.wake()
 
-    def _send(self, worker_id: int, chunk: Chunk, *, resend_functions: bool = False) -> list[Action]:
+    def _take_back(self, worker_id: int, chunk: Chunk) -> list[Action]:
+        """Claim what a worker has not begun of a chunk."""
+        pool = self.pool
+        assert pool is not None
+        with self.lock:  # as long as the chunk is the worker's, its claims are this chunk's
+            if self.scheduler.chunk(worker_id, chunk.chunk_id) is not chunk or chunk.slot is None:
+                return []
+            n_items = pool.take_back(worker_id, chunk.slot)
+            return self.scheduler.taken_back(worker_id, chunk.chunk_id, n_items, time.perf_counter())
+
+    def _send(self, worker_id: int, chunk: Chunk, *, is_resent: bool = False) -> list[Action]:
         """Encode a chunk and post it to its worker; returns what is to be done if there was nothing to send."""
         pool = self.pool
         assert pool is not None
         known = pool.known_functions(worker_id)
-        if resend_functions:
+        if is_resent:
             known.clear()
             self.ledger.forget_known(worker_id)
         begun = time.thread_time() if chunk.job_id is not None else 0.0
         try:
             if chunk.job_id is None:
-                parcel = encode_tasks(chunk.chunk_id, [self._begin(task_id) for task_id in chunk.items], known)
+                parcel = encode_tasks(chunk, [self._begin(task_id) for task_id in chunk.items], known)
             else:
                 parcel = self._encode_items(chunk, known)
             if parcel is None:
@@ -262,6 +289,8 @@ class Dispatcher:
         except Exception as error:  # no room for a block: these items fail, the pool works on
             self._fail_items(chunk.job_id, tuple(chunk.items[chunk.n_done :]), error)
             return self._close_chunk(chunk)
+        if chunk.slot is not None and not is_resent:
+            pool.offer(worker_id, chunk.slot, len(chunk.items))
         pool.post(worker_id, parcel.frame)
         if chunk.job_id is not None:
             job = self.maps.jobs.get(chunk.job_id)
@@ -458,9 +487,13 @@ class Dispatcher:
                 self.execute(actions)
             elif code == protocol.NEED_FUNCTIONS:
                 with self.lock:
-                    chunk = self.scheduler.chunk(worker_id, content[1])
+                    chunk = self.scheduler.chunk_resent(worker_id, content[1])
                 if chunk is not None:
-                    self.execute(self._send(worker_id, chunk, resend_functions=True))
+                    self.execute(self._send(worker_id, chunk, is_resent=True))
+            elif code == protocol.CUT:
+                with self.lock:
+                    actions = self.scheduler.chunk_cut(worker_id, content[1], time.perf_counter())
+                self.execute(actions)
             elif code == protocol.BLOCKS_DONE:
                 self.ledger.done(worker_id, content[1], content[2])
                 if self._trim_at is None:
@@ -499,17 +532,29 @@ class Dispatcher:
             key = task.function.key if task is not None else None
         else:
             key = None
+        now = time.perf_counter()
+        elapsed_s, cpu_s = elapsed_ns * 1e-9, cpu_ns * 1e-9 if cpu_ns >= 0 else None
         with self.lock:
-            actions = self.scheduler.items_done(worker_id, chunk_id, n, time.perf_counter())
+            at_once = max(self.scheduler.n_busy, 1) + (job is not None and job.batch is not None)
+            began = chunk.given_at if not chunk.n_done else chunk.progress_at
+            is_single = n == 1 == len(chunk.items) and chunk.slot is None
+            actions = self.scheduler.items_done(worker_id, chunk_id, n, now)
         if actions:
             self.execute(actions)  # first give the worker its next chunk, then the caller its results
+        is_measured = key is not None and n > n_skipped and elapsed_ns >= 0
+        size = None
         if job is not None:
+            if is_measured:
+                size = job.size_of(items, elapsed_s) if not n_skipped else None
+                job.note(worker_id, began, now, n, elapsed_s, at_once, is_continued=offset > 0)
             job.settle(items, values, failed=code == protocol.OUTCOMES)
             self.maps.forget_if_settled(job)
         elif chunk.job_id is None:
             self._resolve(items, values)
-        if key is not None and n > n_skipped and elapsed_ns >= 0:
-            self.cost_model.observe(key, n - n_skipped, elapsed_ns * 1e-9, cpu_ns * 1e-9 if cpu_ns >= 0 else None)
+        if is_measured:
+            self.cost_model.observe(key, n - n_skipped, elapsed_s, cpu_s, at_once=at_once, size=size)
+            if is_single:
+                self.cost_model.observe_overhead(now - began - elapsed_s)
 
     def _resolve(self, task_ids: Any, values: list[Any]) -> None:
         for task_id, value in zip(task_ids, values, strict=True):

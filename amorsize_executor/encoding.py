@@ -18,7 +18,7 @@ from .workers.process import add_note, not_picklable
 from .workers.warm import Block, BlockWriter, WarmBlocks
 
 if TYPE_CHECKING:
-    from .decisions.scheduler import Chunk
+    from .decisions.work import Chunk
     from .workers.functions import Function
 
 
@@ -97,15 +97,15 @@ def encode_one(obj: object, what: Callable[[], str]) -> tuple[serialize.Entry, i
         block.close()
 
 
-def encode_tasks(chunk_id: int, tasks: Sequence[Task | None], known: set[int]) -> Parcel | None:
+def encode_tasks(chunk: Chunk, tasks: Sequence[Task | None], known: set[int]) -> Parcel | None:
     """The parcel of submitted tasks; None if all were cancelled.
 
     Parameters
     ----------
-    chunk_id
-        Of the chunk.
+    chunk
+        The chunk.
     tasks
-        In the chunk's order; None stands for one that was cancelled.
+        In its order; None stands for one that was cancelled.
     known
         Functions that the worker should have; those that are sent along are added.
     """
@@ -129,7 +129,8 @@ def encode_tasks(chunk_id: int, tasks: Sequence[Task | None], known: set[int]) -
     for task in kept:
         if task.blocks or task.function.blocks:
             used.update((block.block_id, block) for block in (*task.blocks, *task.function.blocks))
-    frame = make_frame((protocol.RUN, chunk_id, tuple(functions.items()), same, kind, items, tuple(used)))
+    sent = tuple(functions.items())
+    frame = make_frame((protocol.RUN, chunk.chunk_id, chunk.claims, sent, same, kind, items, tuple(used)))
     known.update(functions)
     for block in used.values():
         block.retain()
@@ -149,7 +150,7 @@ def encode_items(chunk: Chunk, job: MapJob, known: set[int], store: WarmBlocks) 
     items = job.take_items(chunk.items)
     if serialize.are_scalars(items):
         kind = protocol.SCALAR_TUPLES if job.is_star else protocol.SCALAR_ITEMS
-        parcel = _parcel(chunk.chunk_id, function, functions, kind, items)
+        parcel = _parcel(chunk, function, functions, kind, items)
     else:
         # Items that were read as others were taken may be one array, filled again and again.
         epoch = job.epoch if job.source is None else None
@@ -157,7 +158,7 @@ def encode_items(chunk: Chunk, job: MapJob, known: set[int], store: WarmBlocks) 
         try:
             entries = [_encode_item(job, i, item, writer) for i, item in zip(chunk.items, items, strict=True)]
             nbytes = writer.nbytes + sum(serialize.pickle_nbytes(e) for e in entries if e is not None)
-            parcel = _parcel(chunk.chunk_id, function, functions, protocol.ENTRIES, entries, writer)
+            parcel = _parcel(chunk, function, functions, protocol.ENTRIES, entries, writer)
             parcel = parcel._replace(item_nbytes=nbytes / len(entries))
         finally:
             writer.close()
@@ -167,7 +168,7 @@ def encode_items(chunk: Chunk, job: MapJob, known: set[int], store: WarmBlocks) 
 
 
 def _parcel(
-    chunk_id: int,
+    chunk: Chunk,
     function: Function,
     functions: tuple[tuple[int, serialize.Entry], ...],
     kind: int,
@@ -175,13 +176,16 @@ def _parcel(
     writer: BlockWriter | None = None,
 ) -> Parcel:
     if writer is None and not function.blocks:
-        return Parcel(make_frame((protocol.RUN, chunk_id, functions, function.fn_id, kind, items, ())))
+        return Parcel(
+            make_frame((protocol.RUN, chunk.chunk_id, chunk.claims, functions, function.fn_id, kind, items, ()))
+        )
     used = {} if writer is None else writer.used
     for block in function.blocks:
         if block.block_id not in used:
             block.retain()
             used[block.block_id] = block
-    frame = make_frame((protocol.RUN, chunk_id, functions, function.fn_id, kind, items, tuple(used)))
+    message = (protocol.RUN, chunk.chunk_id, chunk.claims, functions, function.fn_id, kind, items, tuple(used))
+    frame = make_frame(message)
     return Parcel(frame, list(used.values()) if writer is None else writer.detach())
 
 

@@ -42,6 +42,11 @@ def create(nbytes: int = 0) -> int:
     """
     if hasattr(os, "memfd_create"):
         return os.memfd_create("amorsize_executor", os.MFD_CLOEXEC)
+    return create_in_folder(nbytes)
+
+
+def create_in_folder(nbytes: int = 0) -> int:
+    """The same as a file of a folder, unlinked at once: of one in memory if it has room, else of the temporary one."""
     import tempfile
 
     fd, path = tempfile.mkstemp(prefix="amorsize_executor-", dir=_folder_with_room(nbytes))
