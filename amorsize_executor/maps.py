@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from .decisions import planner, sizes
 from .inline import InlineBatch, copy_items, copy_values
 from .results import Failed, MapJob
+from .workers.copies import CallerCopies
 
 if TYPE_CHECKING:
     from .decisions.actions import Action
@@ -259,7 +260,7 @@ class Maps:
         if not taken:
             return False
         name, function = job.function.name, job.function
-        items, error = copy_items(job.take_items(taken), taken.start, name)
+        items, error = copy_items(job.take_items(taken), taken.start, name, self._copies(job))
         n_copied = len(items)
         visited_at = job.visited_at
         batch = job.batch = InlineBatch(taken.start, items, function.local(), job.is_star)
@@ -296,6 +297,12 @@ class Maps:
         job.n_inline += n
         job.settle(range(taken.start, taken.start + n), values, failed=error is not None)
         return True
+
+    def _copies(self, job: MapJob) -> CallerCopies:
+        """What makes copies of items for the caller."""
+        if job.copies is None:
+            job.copies = CallerCopies(self._engine.functions.store, job.epoch if job.source is None else None)
+        return job.copies
 
     def _take_inline(self, job: MapJob) -> range | int:
         """Items for the caller to run now, or the number of workers to hand the map to; under the lock."""

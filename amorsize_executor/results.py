@@ -15,6 +15,7 @@ from .workers.warm import Epoch
 if TYPE_CHECKING:
     from .decisions.planner import Plan
     from .inline import InlineBatch
+    from .workers.copies import CallerCopies
     from .workers.functions import Function
 
 #: Consumed places at the front of the lists are given back when this many have gathered.
@@ -103,6 +104,7 @@ class MapJob:
         self.batch: InlineBatch | None = None
         self.visited_at = self.started_at
         self._watch_seen = (-1, 0.0)
+        self.copies: CallerCopies | None = None  # the caller's
         self.epoch = Epoch()  # in which an array that has not moved is the same
         self.local_errors: dict[int, BaseException] = {}  # items whose arguments could not be pickled
 

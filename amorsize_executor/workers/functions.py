@@ -102,7 +102,7 @@ class FunctionTable:
     """All functions of one executor. Any thread; the lock is held for look-ups only, never while pickling."""
 
     def __init__(self, store: WarmBlocks | None = None) -> None:
-        self._store = store if store is not None else WarmBlocks(lambda: 0)
+        self.store = store if store is not None else WarmBlocks(lambda: 0)
         # Guards the attributes below.
         self._lock = threading.Lock()
         self._by_identity: OrderedDict[int, tuple[Callable[..., Any], list[_Guard], Function]] = OrderedDict()
@@ -138,7 +138,7 @@ class FunctionTable:
         Its large buffers stand in blocks. One that is unchanged, all of it compared, stands where it stood at the last
         call: then the entries are equal, and nothing is sent again.
         """
-        writer = BlockWriter(self._store)
+        writer = BlockWriter(self.store)
         try:
             entry = _encoded(fn, writer)
             return Function(self, fn, entry, writer.detach())

@@ -293,12 +293,17 @@ def pickle_nbytes(entry: Entry) -> int:
     if isinstance(entry, bytes):
         return len(entry)
     data, parts = entry[:2]
-    return len(data) + sum(len(p) for p in parts if not isinstance(p, tuple))
+    return len(data) + sum([len(p) for p in parts if not isinstance(p, tuple)])
+
+
+def is_immutable(obj: object) -> bool:
+    """Whether an object cannot change, of whatever size it is."""
+    return type(obj) in SCALARS or is_scalar(obj)
 
 
 def copy(obj: Any) -> Any:
     """What a worker would get: the object itself if it cannot change, else its pickled copy."""
-    if type(obj) in SCALARS or is_scalar(obj):  # of any size
+    if is_immutable(obj):
         return obj
     return decode(encode(obj, _COPIER), _no_lease)
 
