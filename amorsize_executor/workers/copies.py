@@ -84,7 +84,7 @@ class CallerCopies:
 
 
 def _let_go(mapped: MappedBlocks, blocks: dict[int, Block]) -> None:
-    mapped.drop(list(blocks))
+    mapped.close()
     for block in blocks.values():
         block.abandon()
 

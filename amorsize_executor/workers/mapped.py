@@ -24,6 +24,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 
 from . import blocks
+from .warm import best_fit
 
 #: Parts smaller than this, in bytes, are copied: that takes less time than a mapping and its page faults.
 _MAP_NBYTES = 64 << 10
@@ -38,14 +39,11 @@ _ENTRY_NBYTES = 8
 _CACHE_NBYTES = 256 << 20
 
 #: Blocks with results that the parent may still read, and free ones, at most; each is a descriptor.
-_MOST_RESULTS = 64
+_MOST_RESULTS = 48
 #: ... and this part of the descriptors that the process may have.
 _DESCRIPTORS_PART = 1 / 8
 #: This part of the machine's memory, at most, in all of them.
 _RESULTS_PART = 1 / 32
-#: A block is used for results of at least this part of its size, or if it is no larger than so many bytes.
-_LEAST_FILL = 1 / 4
-_SMALL_NBYTES = 1 << 20
 _ALIGNMENT = 64
 
 
@@ -108,6 +106,11 @@ class MappedBlocks:
             return False
         return not block.is_used or self._page_map.clean(block.mapping, start, stop)
 
+    def close(self) -> None:
+        """Forget all blocks."""
+        self.drop(list(self._blocks))
+        self._page_map.close()
+
     def settle(self) -> tuple[int, ...]:
         """A chunk is done: make its mappings ready for the next; returns the blocks that somebody has a view on."""
         kept = []
@@ -158,6 +161,12 @@ class _PageMap:
 
     def __init__(self) -> None:
         self._fd = -1  # of /proc/self/pagemap
+
+    def close(self) -> None:
+        """Give up the descriptor."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
 
     def clean(self, mapping: mmap.mmap, start: int, stop: int) -> bool:
         """Give a part of a mapping the content of its file again; False if that is not possible here."""
@@ -218,9 +227,8 @@ class ResultBlocks:
 
     def take(self, nbytes: int) -> ResultBlock:
         """A block to write so many bytes and perhaps more to."""
-        fitting = [b for b in self._free if b.nbytes <= _SMALL_NBYTES or nbytes <= b.nbytes <= nbytes / _LEAST_FILL]
-        if fitting:
-            block = min(reversed(fitting), key=lambda b: b.nbytes)
+        block = best_fit(reversed(self._free), nbytes)
+        if block is not None:
             self._free.remove(block)
             self._nbytes -= block.nbytes
             return block

@@ -29,7 +29,7 @@ from itertools import chain, islice, starmap
 from typing import Any, NoReturn
 
 from .. import machine
-from . import blocks, bulk, mapped, protocol, serialize, sharing
+from . import blocks, bulk, mapped, protocol, serialize, sharing, warm
 from .channel import LOST, FrameReader, Receiver, make_frame
 from .claims import ClaimFile
 from .protocol import (
@@ -89,6 +89,7 @@ def worker_main(sock: socket.socket, parent_pid: int, env: dict[str, str]) -> No
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # blocked by the parent, for what came before this
     sock.setblocking(True)
     _watch_parent(parent_pid)
+    warm.close_inherited()  # by a forked worker
     worker = _Worker(sock)
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=worker.become_copy)
@@ -330,6 +331,7 @@ class _Worker:
 
     def _settle_blocks(self, chunk_id: int, fn_ids: int | list[int]) -> None:
         """Tell the parent which of the chunk's blocks are in use even now."""
+        self._flush()  # to look at the pages takes time that results need not wait for
         for fn_id in (fn_ids,) if isinstance(fn_ids, int) else set(fn_ids):
             if fn_id < 0:
                 self._functions[fn_id].unload()

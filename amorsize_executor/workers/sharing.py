@@ -21,7 +21,7 @@ T = TypeVar("T")
 _Content: TypeAlias = "tuple[bytes | serialize.Part, tuple[Any, ...]]"
 
 #: Blocks of handles: closed when their last user is gone, never used again.
-_store = warm.WarmBlocks(lambda: 0)
+_store = warm.WarmBlocks(lambda: 0, is_kept_after_fork=True)
 #: Handles of this process that are open, by block.
 _handles: weakref.WeakValueDictionary[int, Shared[Any]] = weakref.WeakValueDictionary()
 #: In a worker: what its parent has sent.

@@ -30,8 +30,8 @@ import threading
 import time
 import weakref
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from . import blocks
 
@@ -40,6 +40,8 @@ from . import blocks
 SHARE_NBYTES = 64 << 10
 #: A block is given out again for at least this part of its size, or if it is no larger than so many bytes.
 _LEAST_FILL = 1 / 4
+#: ... and it may have to grow from this part of what it is to hold: else blocks of all sizes would gather.
+_LEAST_SIZE = 1 / 2
 _SMALL_NBYTES = 1 << 20
 #: A free block is closed after this long, in seconds.
 IDLE_S = 5.0
@@ -53,6 +55,9 @@ _ALIGNMENT = 64
 
 Key = tuple[int, int]
 _numbers = itertools.count(1)
+#: Of this process; the child of a fork has copies of their descriptors, which would keep their memory.
+_blocks: weakref.WeakSet[Block] = weakref.WeakSet()
+_stores: weakref.WeakSet[WarmBlocks] = weakref.WeakSet()
 
 
 class Epoch:
@@ -86,7 +91,19 @@ class Block:
         A task has kept a view on it, so it must not be written to any more.
     """
 
-    __slots__ = ("_view", "block_id", "epochs", "fd", "freed_at", "is_kept", "keys", "n_uses", "nbytes", "store")
+    __slots__ = (
+        "__weakref__",
+        "_view",
+        "block_id",
+        "epochs",
+        "fd",
+        "freed_at",
+        "is_kept",
+        "keys",
+        "n_uses",
+        "nbytes",
+        "store",
+    )
 
     def __init__(self, store: WarmBlocks, fd: int) -> None:
         self.store = store
@@ -99,6 +116,7 @@ class Block:
         self.keys: list[Key] = []
         self.epochs: weakref.WeakSet[Epoch] = weakref.WeakSet()  # maps that have met its content more than once
         self._view: memoryview | None = None
+        _blocks.add(self)
 
     def write(self, offset: int, buffer: memoryview) -> None:
         """Store a buffer; only the one user of a block that was just taken does."""
@@ -176,11 +194,17 @@ class WarmBlocks:
         Gives what free blocks may take in all, in bytes; asked when it matters.
     most
         Blocks at most, as far as free ones can be given up.
+    is_kept_after_fork
+        Whether the child of a fork may use the blocks, too.
     """
 
-    def __init__(self, limit_nbytes: Callable[[], int], most: int | None = None) -> None:
+    def __init__(
+        self, limit_nbytes: Callable[[], int], most: int | None = None, *, is_kept_after_fork: bool = False
+    ) -> None:
         self._limit_nbytes = limit_nbytes
         self._most = most
+        self.is_kept_after_fork = is_kept_after_fork
+        _stores.add(self)
         # Guards everything below and the attributes of blocks.
         self._lock = threading.Lock()
         self._free: OrderedDict[int, Block] = OrderedDict()  # the one freed last is the last
@@ -189,6 +213,10 @@ class WarmBlocks:
         self._free_nbytes = 0
         self._is_closed = False
         self._abandoned: deque[Block] = deque()  # released by finalizers
+
+    def renew_lock(self) -> None:
+        """In the child of a fork: another thread of the parent may have held the lock."""
+        self._lock = threading.Lock()
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
@@ -202,9 +230,9 @@ class WarmBlocks:
     def take(self, nbytes: int) -> Block:
         """A block for about so many bytes, with one user, who may write to it."""
         with self._locked():
-            fitting = [b for b in self._free.values() if _fits(b, nbytes)]
-            if fitting:
-                block = min(reversed(fitting), key=lambda b: b.nbytes)
+            writable = [b for b in reversed(self._free.values()) if not b.is_kept and not b.epochs]
+            block = best_fit(writable, nbytes)
+            if block is not None:
                 self._unfree(block)
                 self._forget_content(block)
                 block.n_uses = 1
@@ -386,10 +414,25 @@ def aligned(offset: int) -> int:
     return offset + -offset % _ALIGNMENT
 
 
-def _fits(block: Block, nbytes: int) -> bool:
-    if block.is_kept or block.epochs:
-        return False
-    return block.nbytes <= _SMALL_NBYTES or nbytes <= block.nbytes <= nbytes / _LEAST_FILL
+class _Sized(Protocol):
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+
+
+_Any = TypeVar("_Any", bound=_Sized)
+
+
+def best_fit(candidates: Iterable[_Any], nbytes: int) -> _Any | None:
+    """The smallest block that takes so many bytes, else the largest that takes them if it grows; None if none suits."""
+    best: _Any | None = None
+    for block in candidates:
+        size = block.nbytes
+        if size > _SMALL_NBYTES and not nbytes * _LEAST_SIZE <= size <= nbytes / _LEAST_FILL:
+            continue
+        if best is None or (best.nbytes > size >= nbytes) or (best.nbytes < min(size, nbytes)):
+            best = block
+    return best
 
 
 def key_of(buffer: memoryview) -> Key | None:
@@ -486,3 +529,26 @@ class BlockWriter:
         """Release what was not detached."""
         for block in self.detach():
             block.release()
+
+
+def close_inherited(*, all_of_them: bool = True) -> None:
+    """In the child of a fork: give up the parent's blocks.
+
+    Parameters
+    ----------
+    all_of_them
+        Those of handles, too, which another program would want to use on.
+    """
+    for store in list(_stores):
+        store.renew_lock()
+    for block in list(_blocks):
+        if all_of_them or not block.store.is_kept_after_fork:
+            block.close()
+
+
+def _after_fork_in_child() -> None:
+    close_inherited(all_of_them=False)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
