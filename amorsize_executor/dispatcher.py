@@ -177,9 +177,7 @@ class Dispatcher:
             else:
                 task_id = self.new_id()
                 self._tasks[task_id] = task
-                actions = self.scheduler.submit(
-                    task_id, task.function.key, time.perf_counter(), is_alone=bool(task.blocks)
-                )
+                actions = self.scheduler.submit(task_id, task.function.key, time.perf_counter(), is_alone=task.is_large)
                 is_new_wait = self.scheduler.has_new_wait
         if actions is None:
             self.check_open()
@@ -279,7 +277,9 @@ class Dispatcher:
         begun = time.thread_time() if chunk.job_id is not None else 0.0
         try:
             if chunk.job_id is None:
-                parcel = encode_tasks(chunk, [self._begin(task_id) for task_id in chunk.items], known)
+                parcel = encode_tasks(
+                    chunk, [self._begin(task_id) for task_id in chunk.items], known, self.ledger.store
+                )
             else:
                 parcel = self._encode_items(chunk, known)
             if parcel is None:
@@ -566,7 +566,7 @@ class Dispatcher:
             if type(value) is not Failed:
                 task.future.set_result(value)
             elif task.future.running():
-                task.future.set_exception(value.error)
+                task.future.set_exception(task.error or value.error)
 
     # ------------------------------------------------------------------ ends
 

@@ -15,7 +15,7 @@ from .results import Failed, MapJob
 from .workers import blocks, bulk, protocol, serialize
 from .workers.channel import Frame, make_frame
 from .workers.process import add_note, not_picklable
-from .workers.warm import Block, BlockWriter, WarmBlocks
+from .workers.warm import Block, BlockWriter, StoreFull, WarmBlocks
 
 if TYPE_CHECKING:
     from .decisions.work import Chunk
@@ -25,13 +25,16 @@ if TYPE_CHECKING:
 class Task:
     """A submitted call that is not settled; its arguments are as they were when it was submitted.
 
+    When tasks that wait have filled the memory for blocks, a task with large arguments keeps them as they are, and
+    stores them when it is sent.
+
     Raises
     ------
     SerializationError
         From the constructor, if an argument cannot be pickled.
     """
 
-    __slots__ = ("args", "blocks", "entry", "function", "future", "has_begun")
+    __slots__ = ("args", "blocks", "entry", "error", "function", "future", "has_begun", "unstored")
 
     def __init__(
         self,
@@ -46,20 +49,45 @@ class Task:
         self.args: tuple[Any, ...] | None = None  # scalars, sent as they are
         self.entry: serialize.Entry | None = None  # else: pickled
         self.blocks: Sequence[Block] = ()  # what `entry` refers to, one use of each
+        self.unstored: tuple[tuple[Any, ...], dict[str, Any]] | None = None  # else: for later
+        self.error: Exception | None = None  # why they could not be stored later
         self.has_begun = False  # the future is running
         if not kwargs and serialize.is_scalar(args):
             self.args = args
         else:
-            writer = BlockWriter(store)
             try:
-                has_bulk = bulk.is_among(args) or bulk.is_among(kwargs.values())
-                self.entry = serialize.encode((args, kwargs), writer, has_bulk=has_bulk)
-                self.blocks = writer.detach()
-            except Exception as error:
-                what = f"an argument of {function.name} ({culprit(args, kwargs)})"
-                raise not_picklable(what, error) from error.__cause__
-            finally:
-                writer.close()
+                self._store(args, kwargs, BlockWriter(store, can_wait=True))
+            except StoreFull:
+                self.unstored = args, kwargs
+
+    @property
+    def is_large(self) -> bool:
+        """Whether its arguments stand in blocks, or will."""
+        return bool(self.blocks) or self.unstored is not None
+
+    def _store(self, args: tuple[Any, ...], kwargs: dict[str, Any], writer: BlockWriter) -> None:
+        try:
+            has_bulk = bulk.is_among(args) or bulk.is_among(kwargs.values())
+            self.entry = serialize.encode((args, kwargs), writer, has_bulk=has_bulk)
+            self.blocks = writer.detach()
+        except StoreFull:
+            raise
+        except Exception as error:
+            what = f"an argument of {self.function.name} ({culprit(args, kwargs)})"
+            raise not_picklable(what, error) from error.__cause__
+        finally:
+            writer.close()
+
+    def store_now(self, store: WarmBlocks) -> None:
+        """It is about to be sent: store what was left for later."""
+        if self.unstored is None:
+            return
+        args, kwargs = self.unstored
+        try:
+            self._store(args, kwargs, BlockWriter(store))
+            self.unstored = None
+        except Exception as error:  # it is sent as one to skip, and gets this for its result
+            self.error = error
 
     def close(self) -> None:
         """Give up the blocks."""
@@ -97,7 +125,7 @@ def encode_one(obj: object, what: Callable[[], str]) -> tuple[serialize.Entry, i
         block.close()
 
 
-def encode_tasks(chunk: Chunk, tasks: Sequence[Task | None], known: set[int]) -> Parcel | None:
+def encode_tasks(chunk: Chunk, tasks: Sequence[Task | None], known: set[int], store: WarmBlocks) -> Parcel | None:
     """The parcel of submitted tasks; None if all were cancelled.
 
     Parameters
@@ -108,6 +136,8 @@ def encode_tasks(chunk: Chunk, tasks: Sequence[Task | None], known: set[int]) ->
         In its order; None stands for one that was cancelled.
     known
         Functions that the worker should have; those that are sent along are added.
+    store
+        Where blocks come from.
     """
     kept = [task for task in tasks if task is not None]
     if not kept:
@@ -115,6 +145,7 @@ def encode_tasks(chunk: Chunk, tasks: Sequence[Task | None], known: set[int]) ->
     functions: dict[int, serialize.Entry] = {}
     for task in kept:
         function = task.function
+        task.store_now(store)
         if function.fn_id not in known:
             functions[function.fn_id] = function.data
     are_plain = len(kept) == len(tasks) and all(task.args is not None for task in kept)

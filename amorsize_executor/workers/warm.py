@@ -120,7 +120,10 @@ class Block:
 
     def write(self, offset: int, buffer: memoryview) -> None:
         """Store a buffer; only the one user of a block that was just taken does."""
-        self.nbytes = blocks.write_at(self.fd, buffer, offset, self.nbytes)
+        before = self.nbytes
+        self.nbytes = blocks.write_at(self.fd, buffer, offset, before)
+        if self.nbytes > before:
+            self.store.grew(self.nbytes - before)
 
     def view(self) -> memoryview:
         """All of its content, for reading."""
@@ -191,7 +194,7 @@ class WarmBlocks:
     Parameters
     ----------
     limit_nbytes
-        Gives what free blocks may take in all, in bytes; asked when it matters.
+        Gives what free blocks may take in all, in bytes, and what waiting tasks may; asked when it matters.
     most
         Blocks at most, as far as free ones can be given up.
     is_kept_after_fork
@@ -210,6 +213,7 @@ class WarmBlocks:
         self._free: OrderedDict[int, Block] = OrderedDict()  # the one freed last is the last
         self._extents: dict[Key, _Extent] = {}
         self._n_blocks = 0
+        self._nbytes = 0  # of all blocks
         self._free_nbytes = 0
         self._is_closed = False
         self._abandoned: deque[Block] = deque()  # released by finalizers
@@ -263,6 +267,16 @@ class WarmBlocks:
                 self._drop(self._victim())
         return had_any
 
+    def grew(self, nbytes: int) -> None:
+        """A block has become larger."""
+        with self._locked():
+            self._nbytes += nbytes
+
+    def is_full(self, nbytes: int) -> bool:
+        """Whether so many bytes more than are in use now would be over the limit."""
+        with self._locked():
+            return self._nbytes - self._free_nbytes + nbytes > self._limit_nbytes()
+
     def retain(self, block: Block) -> None:
         """Count one more user of a block that is in use."""
         with self._locked():
@@ -314,6 +328,7 @@ class WarmBlocks:
         self._unfree(block)
         self._forget_content(block)
         self._n_blocks -= 1
+        self._nbytes -= block.nbytes
         block.close()
 
     def _forget_content(self, block: Block) -> None:
@@ -459,8 +474,14 @@ def _owner(buffer: memoryview) -> object:
             return obj
 
 
+class StoreFull(Exception):
+    """So much is in use that a buffer that can wait should not be stored."""
+
+
 class BlockWriter:
     """Puts the buffers of a frame into blocks, or finds the blocks that hold them. Owned by one thread.
+
+    With `can_wait`, `store` raises `StoreFull` when blocks in use have reached their limit.
 
     Attributes
     ----------
@@ -470,12 +491,12 @@ class BlockWriter:
         What had to be written, in bytes.
     """
 
-    __slots__ = ("_epoch", "_expected_nbytes", "_own", "_serials", "_store", "nbytes", "used")
+    __slots__ = ("_can_wait", "_epoch", "_own", "_serials", "_store", "nbytes", "used")
 
-    def __init__(self, store: WarmBlocks, epoch: Epoch | None = None, expected_nbytes: int = 0) -> None:
+    def __init__(self, store: WarmBlocks, epoch: Epoch | None = None, *, can_wait: bool = False) -> None:
         self._store = store
         self._epoch = epoch
-        self._expected_nbytes = expected_nbytes
+        self._can_wait = can_wait
         self._own: Block | None = None
         self._serials: dict[tuple[int, int], int] = {}
         self.used: dict[int, Block] = {}
@@ -494,8 +515,10 @@ class BlockWriter:
                     block.release()
                 self.used[block.block_id] = block
                 return offset, nbytes, buffer.readonly, block.block_id
+        if self._can_wait and nbytes >= SHARE_NBYTES and self._store.is_full(nbytes):
+            raise StoreFull
         if self._own is None:
-            self._own = self._store.take(max(nbytes, self._expected_nbytes))
+            self._own = self._store.take(nbytes)
             self.used[self._own.block_id] = self._own
         block, offset = self._own, aligned(self.nbytes)
         try:

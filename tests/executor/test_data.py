@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import os
 import pickle
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from amorsize_executor import AmorsizeExecutor
+from amorsize_executor import AmorsizeExecutor, SerializationError
 
 from . import tasks
 from .tools import LIMIT_S
@@ -346,3 +348,74 @@ def test_a_result_may_be_the_argument(executor: AmorsizeExecutor) -> None:
     results = list(executor.map(tasks.identity, arrays))
     again = list(executor.map(tasks.identity, results))
     assert [float(a[3]) for a in results] == [float(a[3]) for a in again] == [float(i) for i in range(12)]
+
+
+# ---------------------------------------------------------------------- bounds
+
+
+def test_tasks_that_wait_do_not_fill_the_memory(make_signal: Any) -> None:
+    started, go = make_signal(), make_signal()
+    before = memory_of_blocks()  # those of other executors
+    with AmorsizeExecutor(1, memory_limit=256 << 20) as executor:
+        first = executor.submit(tasks.pause, started, go)
+        started.take()
+        arrays = [np.full(500_000, float(i)) for i in range(40)]  # 160 MB, of which 32 may be stored
+        futures = [executor.submit(tasks.total, array) for array in arrays]
+        bad = executor.submit(tasks.call, threading.Lock(), np.full(500_000, -1.0))
+        small = executor.submit(tasks.total, np.ones(3_000))
+        assert memory_of_blocks() - before < 48 << 20
+        go.give()
+        assert [future.result(LIMIT_S) for future in futures] == [500_000.0 * i for i in range(40)]
+        with pytest.raises(SerializationError, match="argument 0, a 'lock' object"):
+            bad.result(LIMIT_S)
+        assert small.result(LIMIT_S) == 3_000.0
+        assert first.result(LIMIT_S) is None
+
+
+def test_what_cannot_be_pickled_and_was_left_for_later_fails_alone(make_signal: Any) -> None:
+    started, go = make_signal(), make_signal()
+    with AmorsizeExecutor(1, memory_limit=256 << 20) as executor:
+        executor.submit(tasks.pause, started, go)
+        started.take()
+        futures = [executor.submit(tasks.total, np.full(500_000, float(i))) for i in range(12)]
+        once = PicklableOnce()
+        late = executor.submit(tasks.call, once, np.full(500_000, -1.0))
+        go.give()
+        assert [future.result(LIMIT_S) for future in futures] == [500_000.0 * i for i in range(12)]
+        with pytest.raises(RuntimeError, match="only once"):
+            late.result(LIMIT_S)
+
+
+class PicklableOnce:
+    """Is pickled without complaint when it is submitted, and not when it is sent."""
+
+    count = 0
+
+    def __reduce__(self) -> Any:
+        self.count += 1
+        if self.count > 1:
+            raise RuntimeError("only once")
+        return PicklableOnce, ()
+
+    def __call__(self, array: Any) -> float:
+        return float(array.sum())
+
+
+def memory_of_blocks() -> int:
+    """Bytes in this process's blocks."""
+    folder = Path("/proc/self/fd")
+    if not folder.exists():
+        pytest.skip("no /proc")
+    names = {fd: os.readlink(folder / fd) for fd in os.listdir(folder) if os.path.lexists(folder / fd)}
+    nodes = {os.stat(folder / fd).st_ino: os.stat(folder / fd) for fd, name in names.items() if "amorsize" in name}
+    return sum(each.st_blocks * 512 for each in nodes.values())
+
+
+def test_a_map_over_much_data_stores_little_at_a_time() -> None:
+    before = peak = memory_of_blocks()  # those of other executors
+    with AmorsizeExecutor(2, inline="never") as executor:
+        arrays = [np.full(1_000_000, float(i)) for i in range(60)]
+        for i, total in enumerate(executor.map(tasks.total, arrays)):
+            assert total == 1e6 * i
+            peak = max(peak, memory_of_blocks())
+    assert peak - before < 8e6 * 35  # two workers with two chunks of 32 MB, and as much again that is free
