@@ -24,7 +24,7 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -57,6 +57,9 @@ from .workers.warm import IDLE_S
 if TYPE_CHECKING:
     from multiprocessing.context import BaseContext
 
+    from .learned import LearnedCosts
+    from .workers.functions import Function
+
 #: While maps are computed by their callers, the I/O thread looks after them this often, in seconds ...
 _WATCH_S = 5e-3
 #: ... and for so many looks after the last one is gone: a wake-up costs more than a look.
@@ -67,6 +70,8 @@ _RETIRE_GRACE_S = 30.0
 _STARTS_S = 0.2
 #: Memory in use is looked up at most this often, in seconds.
 _MEMORY_PERIOD_S = 0.25
+#: What was learned is written at most this often while nothing runs, in seconds, and at the end.
+_KEEP_S = 30.0
 #: Longest wait of the I/O thread, in seconds: a selector takes no infinity.
 _LONGEST_WAIT_S = 86_400.0
 #: Part of the memory limit that stays free for what was not foreseen.
@@ -89,6 +94,7 @@ class Settings(NamedTuple):
     retries: int
     env: dict[str, str]
     cost_model: CostModel
+    learned: LearnedCosts | None = None
 
 
 class Dispatcher:
@@ -124,6 +130,7 @@ class Dispatcher:
         self._no_starts.set()
         # Owned by the I/O thread.
         self._idle_looks = 0
+        self._kept_at = 0.0  # when what was learned was last written
         self._retiring: dict[int, float] = {}  # when a worker that was told to end is killed
         self._peak_nbytes: dict[int, int] = {}
         self._init_fd: int | None = None  # block of the initializer's arguments
@@ -155,7 +162,7 @@ class Dispatcher:
         self.check_open()
         future: Future[Any] = Future()
         try:
-            function = self.functions.register(fn)
+            function = self.register(fn)
             _ = function.fn_id  # pickles a new function now, so that an error is this future's
             task = Task(future, function, args, kwargs, self.ledger.store)
         except Exception as error:  # told through the future, as the standard pool does
@@ -186,6 +193,13 @@ class Dispatcher:
         elif is_new_wait:
             self.wake()
         return future
+
+    def register(self, fn: Callable[..., Any]) -> Function:
+        """A function's entry, with what is known about it recalled."""
+        function = self.functions.register(fn)
+        if self.settings.learned is not None:
+            self.settings.learned.recall(function.key, fn)
+        return function
 
     def new_id(self) -> int:
         """A number for a task or map; under the lock."""
@@ -224,6 +238,10 @@ class Dispatcher:
             actions = more
         if wake:
             self.wake()
+
+    def run_in_worker(self, fn: Callable[..., Any], item: Any) -> Any:
+        """Result of one call in a worker, which is measured."""
+        return self.submit(fn, (item,), {}).result()
 
     def want_workers(self, n_workers: int) -> None:
         """Start workers ahead of work, up to so many in all."""
@@ -275,28 +293,27 @@ class Dispatcher:
             known.clear()
             self.ledger.forget_known(worker_id)
         begun = time.thread_time() if chunk.job_id is not None else 0.0
+        items = chunk.items  # as soon as they are offered, some may be taken back
         try:
             if chunk.job_id is None:
-                parcel = encode_tasks(
-                    chunk, [self._begin(task_id) for task_id in chunk.items], known, self.ledger.store
-                )
+                parcel = encode_tasks(chunk, [self._begin(task_id) for task_id in items], known, self.ledger.store)
             else:
-                parcel = self._encode_items(chunk, known)
+                parcel = self._encode_items(chunk, items, known)
             if parcel is None:
                 return self._close_chunk(chunk)
             for frame in self.ledger.give(worker_id, chunk.chunk_id, parcel.used):
                 pool.post(worker_id, frame)
         except Exception as error:  # no room for a block: these items fail, the pool works on
-            self._fail_items(chunk.job_id, tuple(chunk.items[chunk.n_done :]), error)
+            self._fail_items(chunk.job_id, tuple(items), error)
             return self._close_chunk(chunk)
         if chunk.slot is not None and not is_resent:
-            pool.offer(worker_id, chunk.slot, len(chunk.items))
+            pool.offer(worker_id, chunk.slot, len(items))
         pool.post(worker_id, parcel.frame)
         if chunk.job_id is not None:
             job = self.maps.jobs.get(chunk.job_id)
             if job is not None:
                 spent = time.thread_time() - begun
-                self.cost_model.observe_carriage(job.function.key, len(chunk.items), spent, len(parcel.frame.data))
+                self.cost_model.observe_carriage(job.function.key, len(items), spent, len(parcel.frame.data))
         return []
 
     def _begin(self, task_id: int) -> Task | None:
@@ -311,12 +328,12 @@ class Dispatcher:
         task.close()
         return None
 
-    def _encode_items(self, chunk: Chunk, known: set[int]) -> Parcel | None:
+    def _encode_items(self, chunk: Chunk, items: Sequence[int], known: set[int]) -> Parcel | None:
         """The parcel of items of a map; None if nobody wants them any more."""
         job = self.maps.jobs.get(chunk.job_id or 0)
         if job is None:
             return None
-        parcel = encode_items(chunk, job, known, self.ledger.store)
+        parcel = encode_items(chunk, items, job, known, self.ledger.store)
         if parcel.item_nbytes is not None:
             with self.lock:
                 self.scheduler.set_item_nbytes(job.job_id, parcel.item_nbytes)
@@ -384,6 +401,7 @@ class Dispatcher:
         pool = self.pool
         assert pool is not None
         lifecycle.ensure_watch()
+        learned = self.settings.learned
         if lifecycle.is_interpreter_ending():
             self.is_abandoned = True  # the one who tells may have come before this was added
         try:
@@ -406,6 +424,8 @@ class Dispatcher:
             self.ledger.close()
             if self._init_fd is not None:
                 os.close(self._init_fd)
+            if learned is not None:
+                learned.close()
             lifecycle.discard(self)
 
     def _do(self) -> None:
@@ -441,12 +461,17 @@ class Dispatcher:
             times.append(1.0)
         if self._trim_at is not None:
             times.append(max(self._trim_at - time.perf_counter(), 0.0))
+        if self.settings.learned is not None:
+            times.append(_KEEP_S)
         known = [t for t in times if t is not None]
         return min(*known, _LONGEST_WAIT_S) if known else None
 
     def _look_around(self) -> None:
         """Time has passed."""
         now = time.perf_counter()
+        if self.settings.learned is not None and now - self._kept_at > _KEEP_S and not self.scheduler.n_busy:
+            self._kept_at = now
+            self.settings.learned.keep()
         with self.lock:
             actions = self.scheduler.tick(now)
             held = [self.maps.jobs[i] for i in self.scheduler.held_jobs() if i in self.maps.jobs]

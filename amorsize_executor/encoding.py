@@ -174,11 +174,11 @@ def _entry_of(task: Task | None) -> Any:
     return task.entry if task.args is None else (task.args,)
 
 
-def encode_items(chunk: Chunk, job: MapJob, known: set[int], store: WarmBlocks) -> Parcel:
+def encode_items(chunk: Chunk, indices: Sequence[int], job: MapJob, known: set[int], store: WarmBlocks) -> Parcel:
     """The parcel of items of a map."""
     function = job.function
     functions = () if function.fn_id in known else ((function.fn_id, function.data),)
-    items = job.take_items(chunk.items)
+    items = job.take_items(indices)
     if serialize.are_scalars(items):
         kind = protocol.SCALAR_TUPLES if job.is_star else protocol.SCALAR_ITEMS
         parcel = _parcel(chunk, function, functions, kind, items)
@@ -187,7 +187,7 @@ def encode_items(chunk: Chunk, job: MapJob, known: set[int], store: WarmBlocks) 
         epoch = job.epoch if job.source is None else None
         writer = BlockWriter(store, epoch)
         try:
-            entries = [_encode_item(job, i, item, writer) for i, item in zip(chunk.items, items, strict=True)]
+            entries = [_encode_item(job, i, item, writer) for i, item in zip(indices, items, strict=True)]
             nbytes = writer.nbytes + sum(serialize.pickle_nbytes(e) for e in entries if e is not None)
             parcel = _parcel(chunk, function, functions, protocol.ENTRIES, entries, writer)
             parcel = parcel._replace(item_nbytes=nbytes / len(entries))

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from .decisions.planner import Plan
     from .integrations.progress import Progress
+    from .learned import LearnedCosts
     from .workers.sharing import Shared
 
     P = ParamSpec("P")
@@ -82,7 +83,8 @@ class AmorsizeExecutor(Executor):
     threads_per_worker
         Threads for BLAS and OpenMP in each worker. None: CPUs // max_workers, unless the environment says otherwise.
     cost_model
-        What is known about functions. None: shared by all executors of the process.
+        What is known about functions. None: shared by all executors of the process. A path: of an SQLite file in
+        which it is kept for later processes; safe with many of them at once.
     progress
         Default for `map`: True shows a bar, a callable is called with (done, total).
 
@@ -112,7 +114,7 @@ class AmorsizeExecutor(Executor):
         inline: Literal["auto", "never"] = "auto",
         retries: int = 0,
         threads_per_worker: int | None = None,
-        cost_model: CostModel | None = None,
+        cost_model: CostModel | str | os.PathLike[str] | None = None,
         progress: bool | Callable[[int, int], object] = False,
     ) -> None:
         n_cpus = machine.cpu_count()
@@ -141,8 +143,17 @@ class AmorsizeExecutor(Executor):
         _check_int("retries", retries, 0)
         if threads_per_worker is not None:
             _check_int("threads_per_worker", threads_per_worker, 1)
-        if cost_model is not None and not isinstance(cost_model, CostModel):
-            raise TypeError(f"cost_model must be a CostModel or None, got {cost_model!r}")
+        learned: LearnedCosts | None = None
+        if cost_model is None:
+            cost_model = _process_model
+        elif isinstance(cost_model, (str, os.PathLike)):
+            from .learned import LearnedCosts
+
+            path, cost_model = cost_model, CostModel()
+            learned = LearnedCosts(path, cost_model)
+            learned.begin()
+        elif not isinstance(cost_model, CostModel):
+            raise TypeError(f"cost_model must be a CostModel, the path of a file or None, got {cost_model!r}")
         _check_progress(progress)
         self._progress = progress
         self._settings = Settings(
@@ -158,7 +169,8 @@ class AmorsizeExecutor(Executor):
             retries=retries,
             env=_thread_limits(threads_per_worker, n_cpus, max_workers),
             n_cpus=n_cpus,
-            cost_model=cost_model if cost_model is not None else _process_model,
+            cost_model=cost_model,
+            learned=learned,
         )
         self._attach(Dispatcher(self._settings))
 
@@ -261,13 +273,7 @@ class AmorsizeExecutor(Executor):
                 source = None
         if not items:
             return iter(())
-        constraint = ""
-        if self._settings.inline == "never":
-            constraint = "inline='never'"
-        elif self._settings.initializer is not None:
-            constraint = "an initializer is set"
-        elif timeout is not None:
-            constraint = "a timeout is set"
+        constraint = "a timeout is set" if timeout is not None else self._constraint
         job = dispatcher.maps.open(
             fn,
             items,
@@ -280,6 +286,50 @@ class AmorsizeExecutor(Executor):
         shown = _make_progress(progress, job) if progress else None
         # Who has more to read must be able to submit it: then the iterator keeps the executor alive.
         return _results(dispatcher, job, until, shown, self if source is not None else None)
+
+    @property
+    def _constraint(self) -> str:
+        """Why items may not run in the caller; empty if they may."""
+        if self._settings.inline == "never":
+            return "inline='never'"
+        return "an initializer is set" if self._settings.initializer is not None else ""
+
+    def plan(self, fn: Callable[[Any], Any], items: Iterable[Any]) -> Plan:
+        """What `map` would do with these items now, and why.
+
+        Parameters
+        ----------
+        fn
+            Called with one item. If nothing is known about it, a sample is run as `map` would begin: the first item,
+            and further ones until half a millisecond has passed; nothing else runs.
+        items
+            The items; a generator is read to its end.
+
+        Returns
+        -------
+        Plan
+            With the cost of the serial loop and of each number of workers that was compared, term by term.
+
+        Raises
+        ------
+        TypeError
+            For a parameter of the wrong type.
+        Exception
+            Whatever `fn` raises for a sampled item.
+
+        Examples
+        --------
+        >>> with AmorsizeExecutor() as executor:
+        ...     plan = executor.plan(abs, range(1000))
+        >>> plan.is_serial, plan.n_items
+        (True, 1000)
+        """
+        _check_callable(fn)
+        if not isinstance(items, Iterable):
+            raise TypeError(f"items must be an iterable, got {items!r}")
+        dispatcher = self._own()
+        dispatcher.check_open()
+        return dispatcher.maps.foresee(fn, list(items), None, self._constraint)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more work and free the workers when what was submitted is done.

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .decisions.cost_model import CostModel
     from .decisions.planner import Plan, PoolState
     from .decisions.scheduler import Scheduler
-    from .workers.functions import FunctionTable
+    from .workers.functions import Function
 
 #: A map with a buffer reads on when about this part of its buffer was taken.
 _BUFFER_PARTS = 4
@@ -41,10 +41,12 @@ class Engine(Protocol):
     lock: threading.Lock
     scheduler: Scheduler
     cost_model: CostModel
-    functions: FunctionTable
     is_shut_down: bool
     #: Whether the I/O thread looks after held maps without being woken.
     is_watching: bool
+
+    def register(self, fn: Callable[..., Any]) -> Function:
+        """A function's entry, with what is known about it recalled."""
 
     def check_open(self) -> None:
         """Raise what a submit raises, if anything."""
@@ -57,6 +59,9 @@ class Engine(Protocol):
 
     def ensure_thread(self) -> None:
         """Start the I/O thread if it does not run."""
+
+    def run_in_worker(self, fn: Callable[..., Any], item: Any) -> Any:
+        """Result of one call in a worker, which is measured."""
 
     def want_workers(self, n_workers: int) -> None:
         """Start workers ahead of work, up to so many in all."""
@@ -116,7 +121,7 @@ class Maps:
             Why the caller may not run items; empty if it may.
         """
         self._engine.check_open()
-        function = self._engine.functions.register(fn)
+        function = self._engine.register(fn)
         may_inline = not constraint
         self._engine.ensure_thread()
         with self._engine.lock:
@@ -138,13 +143,14 @@ class Maps:
                 job.job_id, function.key, len(items), chunksize=chunksize, closed=source is None
             )
             plan = self._plan(job)
-            pool = self._engine.pool_state()
         if not plan.is_serial:
             self.release(job, plan.n_workers)
             return job
-        if self._missed_s and planner.start_pays(self._missed_s, pool) and pool.n_ready < pool.max_workers:
-            self._missed_s = 0.0
-            self._engine.want_workers(pool.n_ready + 1)
+        if self._missed_s:
+            pool = self._engine.pool_state()
+            if planner.start_pays(self._missed_s, pool) and pool.n_ready < pool.max_workers:
+                self._missed_s = 0.0
+                self._engine.want_workers(pool.n_ready + 1)
         if not self._engine.is_watching:
             self._engine.is_watching = True
             self._engine.wake()
@@ -185,6 +191,42 @@ class Maps:
                 self._engine.scheduler.pull_ahead(job.job_id, giants)
             actions = self._engine.scheduler.release_map(job.job_id, n_workers, time.perf_counter())
         self._engine.execute(actions)
+
+    def foresee(self, fn: Callable[..., Any], items: list[Any], chunksize: int | None, constraint: str) -> Plan:
+        """The plan that a map would have; of an unknown function, a sample is run where the map would begin."""
+        function = self._engine.register(fn)
+        cost_model = self._engine.cost_model
+        if items and cost_model.lookup(function.key) is None:
+            begun = time.perf_counter()
+            n = 0
+            while n < len(items) and (n == 0 or time.perf_counter() - begun < planner.SAMPLE_S):
+                if constraint:
+                    self._engine.run_in_worker(fn, items[n])
+                else:
+                    self._sample(function, items[n], n)
+                n += 1
+        with self._engine.lock:
+            pool = self._engine.pool_state()
+        return planner.plan_map(
+            function.name,
+            len(items),
+            cost_model.lookup(function.key),
+            pool,
+            inline=not constraint,
+            chunksize=chunksize,
+            constraint=constraint,
+        )
+
+    def _sample(self, function: Function, item: Any, index: int) -> None:
+        """Run one item here and measure it."""
+        copied, error = copy_items([item], index, function.name, CallerCopies(function.store, None))
+        if error is not None:
+            raise error
+        batch = InlineBatch(index, copied, function.local(), False)
+        problem = batch.run()
+        if problem is not None:
+            raise problem
+        self._engine.cost_model.observe(function.key, 1, time.perf_counter() - batch.started_at)
 
     def _giants(self, job: MapJob, n_workers: int) -> list[tuple[int, float]]:
         """Items that will take far longer than others, if their sizes tell that."""
@@ -301,7 +343,7 @@ class Maps:
     def _copies(self, job: MapJob) -> CallerCopies:
         """What makes copies of items for the caller."""
         if job.copies is None:
-            job.copies = CallerCopies(self._engine.functions.store, job.epoch if job.source is None else None)
+            job.copies = CallerCopies(job.function.store, job.epoch if job.source is None else None)
         return job.copies
 
     def _take_inline(self, job: MapJob) -> range | int:
@@ -376,12 +418,16 @@ class Maps:
         """All results of a map were handed out: its plan now tells what was real."""
         if job.levels:
             self._engine.cost_model.observe_map(job.function.key, job.levels)
-        cost = self._engine.cost_model.lookup(job.function.key)
+        plan = job.plan
+        assert plan is not None
+        cost = None
+        if plan.item_s is None or (plan.is_serial and job.inline_s > planner.MIN_GAIN_S):
+            cost = self._engine.cost_model.lookup(job.function.key)
         with self._engine.lock:
             self.jobs.pop(job.job_id, None)
-            plan = job.plan
+            plan = job.plan  # the I/O thread may have made another
             assert plan is not None
-            if plan.is_serial and cost is not None and job.may_inline:
+            if plan.is_serial and cost is not None:
                 pool = self._engine.pool_state()
                 if pool.n_ready < pool.max_workers and pool.n_cpus > 1:
                     self._missed_s += planner.missed_s(job.n_items, cost, pool)

@@ -22,7 +22,7 @@ how long a wrong estimate may go unnoticed; what a chunk's worker has not begun 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .cost_model import CostModel, FunctionCost
 
@@ -215,6 +215,8 @@ class Plan(NamedTuple):
     @property
     def reason(self) -> str:
         """Why, in one sentence."""
+        if not self.n_items:
+            return "there are no items"
         if self.item_s is None:
             if self.constraint:
                 unknown = f"nothing is known about {self.function} yet and {self.constraint}"
@@ -242,6 +244,31 @@ class Plan(NamedTuple):
             return "serial, in the caller"
         beside = " beside the caller" if self.is_helped else ""
         return f"{self.n_workers} worker{'s' if self.n_workers > 1 else ''}{beside}"
+
+    def plot(self, *, timeline: bool = False) -> Any:
+        """Draw the predicted time against the number of workers, or who ran what and when.
+
+        Needs matplotlib, the ``plot`` extra.
+
+        Returns
+        -------
+        matplotlib.figure.Figure
+            Shown by notebooks; ``savefig`` writes it.
+
+        Raises
+        ------
+        ImportError
+            Without matplotlib.
+        """
+        import importlib
+
+        plots = importlib.import_module("amorsize_executor.integrations.plots")
+        return (plots.draw_timeline if timeline else plots.draw_plan)(self)
+
+    def _repr_html_(self) -> str:
+        from .display import plan_html
+
+        return plan_html(self)
 
     def __str__(self) -> str:
         lines = [f"Plan for {self.function} over {self.n_items:,} item{'s' if self.n_items != 1 else ''}"]
@@ -373,11 +400,13 @@ def plan_map(
         tells, and the planner is asked again.
     """
     most = max(min(pool.max_workers, n_items), 1)
+    if not n_items:
+        return Plan(function, 0, 0, chunksize or 1, serial_s=0.0, predicted_s=0.0, constraint="there are no items")
     if cost is None:
         return Plan(function, n_items, 0 if inline else most, chunksize or 1, constraint=constraint)
     serial = serial_cost(n_items, cost)
     considered = [serial] if inline else []
-    if not inline or serial.total_s >= pool.chunk_overhead_s:
+    if not inline or serial.total_s >= MIN_GAIN_S:  # else there is not so much to gain
         considered += [parallel_cost(n_items, cost, n, pool, inline=inline) for n in _worker_counts(most)]
     # Of those within a hundredth of the best: with the fewest workers to start, then with no need of the caller.
     least_s = min(c.total_s for c in considered)
@@ -411,6 +440,8 @@ def plan_map(
 
 def missed_s(n_items: int, cost: FunctionCost, pool: PoolState) -> float:
     """Seconds that a map which ran in the caller would have gained had workers been there."""
+    if n_items * cost.mean_s <= 2 * MIN_GAIN_S:  # with two CPUs; with more, nearly
+        return 0.0
     ready = pool._replace(n_ready=pool.max_workers)
     most = max(min(pool.max_workers, n_items), 1)
     best_s = min(parallel_cost(n_items, cost, n, ready, inline=True).total_s for n in _worker_counts(most))

@@ -84,6 +84,11 @@ class Function:
         """
         return self._ship()[1]
 
+    @property
+    def store(self) -> WarmBlocks:
+        """Where its executor's blocks come from."""
+        return self._table.store
+
     def _ship(self) -> tuple[int, serialize.Entry]:
         if self._shipped is None:
             assert self._fn is not None
