@@ -724,7 +724,7 @@ class Dispatcher:
             except OSError:  # no descriptor left to read it
                 return
             own = machine.resident_nbytes(os.getpid()) or 0
-            self._memory_room = limit * (1 - _MEMORY_RESERVE) - own
+            self._memory_room = limit * (1 - _MEMORY_RESERVE) - own - self.ledger.store.nbytes
         cap = max(int(self._memory_room / max(self._peak_nbytes.values())), 1)
         with self.lock:
             self.scheduler.memory_cap = cap

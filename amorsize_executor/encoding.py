@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from .workers.functions import Function
 
 
+#: Libraries whose objects tell their size by an attribute that costs nothing.
+_SIZED_BY_NBYTES = frozenset({"numpy", "pandas", "pyarrow"})
+
+
 class Task:
     """A submitted call that is not settled; its arguments are as they were when it was submitted.
 
@@ -196,6 +200,23 @@ def encode_items(chunk: Chunk, indices: Sequence[int], job: MapJob, known: set[i
     known.add(function.fn_id)
     job.n_chunks += 1
     return parcel
+
+
+def own_nbytes(items: Sequence[Any], is_star: bool) -> int:
+    """Bytes of what the first item obviously has for itself, for the size of a map's first chunks."""
+    first = items[0] if is_star else (items[0],)
+    second: Sequence[Any] = ()
+    if len(items) > 1:
+        second = items[1] if is_star else (items[1],)
+    total = 0
+    for i, arg in enumerate(first):
+        if i < len(second) and second[i] is arg:
+            continue  # shared: it is stored once
+        if isinstance(arg, (bytes, bytearray)):
+            total += len(arg)
+        elif type(arg).__module__.partition(".")[0] in _SIZED_BY_NBYTES:
+            total += int(getattr(arg, "nbytes", 0))
+    return total
 
 
 def _parcel(

@@ -15,6 +15,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .decisions import planner, sizes
+from .encoding import own_nbytes
 from .inline import InlineBatch, copy_items, copy_values
 from .results import Failed, MapJob
 from .workers.copies import CallerCopies
@@ -142,6 +143,9 @@ class Maps:
             self._engine.scheduler.add_map(
                 job.job_id, function.key, len(items), chunksize=chunksize, closed=source is None
             )
+            nbytes = own_nbytes(items, is_star)
+            if nbytes:
+                self._engine.scheduler.set_item_nbytes(job.job_id, nbytes)
             plan = self._plan(job)
         if not plan.is_serial:
             self.release(job, plan.n_workers)

@@ -57,7 +57,10 @@ class CallerCopies:
             return None
         writer = BlockWriter(self._store, self._epoch)
         try:
-            part = writer.store(buffer)
+            try:
+                part = writer.store(buffer)
+            except OSError:  # no room for a block, though perhaps for a copy
+                return None
             for block in writer.detach():
                 self._take_in(block)
         finally:

@@ -277,6 +277,11 @@ class WarmBlocks:
         with self._locked():
             return self._nbytes - self._free_nbytes + nbytes > self._limit_nbytes()
 
+    @property
+    def nbytes(self) -> int:
+        """Memory of all blocks in bytes, free ones included."""
+        return self._nbytes
+
     def retain(self, block: Block) -> None:
         """Count one more user of a block that is in use."""
         with self._locked():

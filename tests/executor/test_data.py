@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from amorsize_executor import AmorsizeExecutor, SerializationError
+from amorsize_executor.inline import copy_values
 
 from . import tasks
 from .tools import LIMIT_S
@@ -348,6 +349,55 @@ def test_a_result_may_be_the_argument(executor: AmorsizeExecutor) -> None:
     results = list(executor.map(tasks.identity, arrays))
     again = list(executor.map(tasks.identity, results))
     assert [float(a[3]) for a in results] == [float(a[3]) for a in again] == [float(i) for i in range(12)]
+
+
+# ---------------------------------------------------------------------- in the caller's thread
+
+
+def test_what_the_caller_runs_gets_copies_too() -> None:
+    array = np.ones(3 * N)
+    with AmorsizeExecutor(2) as executor:
+        for items in ([array] * 8, [(array, 1)] * 8, [{"x": [array]}] * 8):
+            assert {tuple(found) for found in executor.map(_overwrite_anywhere, items)} == {(1.0, 1.0)}
+        assert executor.last_plan is not None
+        assert array.min() == array.max() == 1.0
+        results = list(executor.map(tasks.identity, [array] * 4))
+        results[0][:] = 5
+        assert results[1].max() == array.max() == 1.0
+        held = Holder()
+        results = list(executor.map(held.give, range(4)))
+        results[0][:] = 5
+        assert results[1].max() == held.array.max() == 0.0
+
+
+def _overwrite_anywhere(obj: Any) -> tuple[float, float]:
+    if isinstance(obj, dict):
+        obj = obj["x"]
+    return _overwrite(obj[0] if isinstance(obj, (tuple, list)) else obj)
+
+
+class Holder:
+    def __init__(self) -> None:
+        self.array = np.zeros(3 * N)
+
+    def give(self, _: int) -> Any:
+        return self.array
+
+
+def test_a_result_that_only_the_caller_has_is_not_copied() -> None:
+    seen = []
+
+    def make(i: int) -> Any:
+        array = np.full(3 * N, float(i))
+        seen.append(array.__array_interface__["data"][0])
+        return array
+
+    values = [make(0), make(1)]
+    kept = values[1]
+    assert copy_values(values, 0, "make") is None
+    assert values[0].__array_interface__["data"][0] == seen[0]
+    assert values[1].__array_interface__["data"][0] != seen[1]
+    assert (values[1] == kept).all()
 
 
 # ---------------------------------------------------------------------- bounds
