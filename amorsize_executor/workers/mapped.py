@@ -194,6 +194,36 @@ class _PageMap:
         return len(entries) < n_pages * _ENTRY_NBYTES or bool(entries[high::_ENTRY_NBYTES].translate(None, _CLEAN))
 
 
+# ---------------------------------------------------------------------- objects that are made again and again
+
+#: Options of glibc's mallopt, and the largest value of the second.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MOST_MMAP_NBYTES = -1, -3, 32 << 20
+#: Objects smaller than this, in bytes, are no matter; and no more than this is kept.
+_LEAST_REMADE_NBYTES, _MOST_KEPT_NBYTES = 1 << 20, 512 << 20
+_kept_nbytes = 0
+
+
+def expect_again(nbytes: int) -> None:
+    """An object of about so many bytes is going to be unpickled for one chunk after another.
+
+    Some objects (a forest's trees) copy their buffers into memory of their own. glibc gives such memory back to the
+    kernel as it is freed, and gets it again page by page: 20 ms for 50 MB, where the copy takes 4 ms. So it is told
+    to keep that much.
+    """
+    global _kept_nbytes
+    if nbytes <= max(_kept_nbytes, _LEAST_REMADE_NBYTES):
+        return
+    _kept_nbytes = nbytes
+    import ctypes
+
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):  # another C library
+        return
+    mallopt(_MMAP_THRESHOLD, _MOST_MMAP_NBYTES)
+    mallopt(_TRIM_THRESHOLD, min(2 * nbytes, _MOST_KEPT_NBYTES))
+
+
 # ---------------------------------------------------------------------- results
 
 

@@ -155,6 +155,7 @@ class _Function:
     def load(self, blocks: mapped.MappedBlocks) -> None:
         """Unpickle it, anew if calls may have changed it."""
         self.call = _unloaded  # first give back what it has of blocks
+        mapped.expect_again(serialize.stored_nbytes(self._entry))
         self.call = _decode_function(self._entry, blocks)
 
     def unload(self) -> None:

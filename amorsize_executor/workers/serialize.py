@@ -296,6 +296,11 @@ def pickle_nbytes(entry: Entry) -> int:
     return len(data) + sum([len(p) for p in parts if not isinstance(p, tuple)])
 
 
+def stored_nbytes(entry: Any) -> int:
+    """Size of the buffers that an entry has in blocks, in bytes."""
+    return sum([p[1] for p in entry[1] if isinstance(p, tuple)]) if not isinstance(entry, bytes) and entry[1:] else 0
+
+
 def is_immutable(obj: object) -> bool:
     """Whether an object cannot change, of whatever size it is."""
     return type(obj) in SCALARS or is_scalar(obj)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from . import serialize, warm
+from . import mapped, serialize, warm
 
 if TYPE_CHECKING:
     from typing import TypeAlias
@@ -204,6 +204,7 @@ def receive_with(received: Received) -> None:
 def _resolve(block_id: int, content: _Content) -> Any:
     """The object of a handle, in a worker or in the process that made it."""
     if _received is not None and _received.has_all((block_id,)):
+        mapped.expect_again(serialize.stored_nbytes((b"", *content[1])))
         return _load(content, _received.lease, _received.cache)
     handle = _handles.get(block_id)
     if handle is None:
