@@ -44,8 +44,8 @@ def survey(array: Any, seed: int) -> float:
 
 
 def transform(array: Any) -> float:
-    """Compute with all of an array; NumPy releases the interpreter lock."""
-    return float(np.abs(np.fft.rfft(array)).sum())
+    """Find the median of an array; NumPy releases the interpreter lock while it sorts."""
+    return float(np.sort(array)[len(array) // 2])
 
 
 def simulate(seed: int, n: int) -> Any:
