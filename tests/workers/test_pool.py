@@ -6,6 +6,7 @@ import os
 import pickle
 import select
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -369,3 +370,17 @@ def test_a_worker_ends_when_its_channel_is_closed() -> None:
     finally:
         os.close(pidfd)
         os.waitpid(driver.pid, 0)
+
+
+def test_no_wake_up_is_lost_beside_others(driver: Driver) -> None:
+    pool = driver.pool
+    for _ in range(300):
+        waker = threading.Thread(target=lambda: [pool.wake() for _ in range(50)])
+        waker.start()
+        while waker.is_alive():
+            pool.wait(0, lambda message: None, lambda end: None)
+        waker.join()
+        while pool.wait(0, lambda message: None, lambda end: None):
+            pass  # those on their way
+        pool.wake()
+        assert pool.wait(5.0, lambda message: None, lambda end: None), "this one came alone"
