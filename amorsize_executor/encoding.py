@@ -243,8 +243,12 @@ def _parcel(
 
 def _encode_item(job: MapJob, index: int, item: Any, writer: BlockWriter) -> serialize.Entry | None:
     args = item if job.is_star else (item,)
+    n_large, writer.is_again = writer.n_large, index in job.stored
     try:
-        return serialize.encode((args, {}), writer, has_bulk=bulk.is_among(args))
+        entry = serialize.encode((args, {}), writer, has_bulk=bulk.is_among(args))
+        if writer.n_large > n_large:
+            job.stored.add(index)
+        return entry
     except Exception as error:
         what = f"item {index} of map({job.function.name}) ({culprit(args, {})})"
         job.local_errors[index] = not_picklable(what, error)

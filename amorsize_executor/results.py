@@ -104,6 +104,7 @@ class MapJob:
         self.batch: InlineBatch | None = None
         self.visited_at = self.started_at
         self._watch_seen = (-1, 0.0)
+        self.stored: set[int] = set()  # items whose large buffers were stored: some are sent twice
         self.copies: CallerCopies | None = None  # the caller's
         self.epoch = Epoch()  # in which an array that has not moved is the same
         self.local_errors: dict[int, BaseException] = {}  # items whose arguments could not be pickled

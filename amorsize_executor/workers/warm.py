@@ -376,7 +376,9 @@ class WarmBlocks:
 
     # ------------------------------------------------------------------ contents
 
-    def find(self, key: Key, buffer: memoryview, epoch: Epoch | None) -> tuple[Block, int, int] | None:
+    def find(
+        self, key: Key, buffer: memoryview, epoch: Epoch | None, *, is_again: bool = False
+    ) -> tuple[Block, int, int] | None:
         """The block that holds a buffer, in use once more, the offset, and the serial number; None if none does."""
         with self._locked():
             extent = self._extents.get(key)
@@ -392,8 +394,8 @@ class WarmBlocks:
                 and extent.epoch() is epoch
                 and (extent.owner is None or extent.owner() is not None)
             )
-            if is_known and epoch is not None:
-                block.epochs.add(epoch)
+            if is_known and epoch is not None and not is_again:
+                block.epochs.add(epoch)  # several items have it, and more may come
         if is_known:
             return block, extent.offset, extent.serial
         try:
@@ -494,14 +496,20 @@ class BlockWriter:
         The blocks that the frame refers to, one use of each; the caller's after `detach`.
     nbytes
         What had to be written, in bytes.
+    n_large
+        Buffers that were looked for.
+    is_again
+        What is stored now was stored before for the same item, which comes a second time: it is not shared for that.
     """
 
-    __slots__ = ("_can_wait", "_epoch", "_own", "_serials", "_store", "nbytes", "used")
+    __slots__ = ("_can_wait", "_epoch", "_own", "_serials", "_store", "is_again", "n_large", "nbytes", "used")
 
     def __init__(self, store: WarmBlocks, epoch: Epoch | None = None, *, can_wait: bool = False) -> None:
         self._store = store
         self._epoch = epoch
         self._can_wait = can_wait
+        self.is_again = False
+        self.n_large = 0
         self._own: Block | None = None
         self._serials: dict[tuple[int, int], int] = {}
         self.used: dict[int, Block] = {}
@@ -512,7 +520,8 @@ class BlockWriter:
         nbytes = buffer.nbytes
         key = key_of(buffer) if nbytes >= SHARE_NBYTES else None
         if key is not None:
-            found = self._store.find(key, buffer, self._epoch)
+            self.n_large += 1
+            found = self._store.find(key, buffer, self._epoch, is_again=self.is_again)
             if found is not None:
                 block, offset, serial = found
                 self._serials[block.block_id, offset] = serial

@@ -146,6 +146,18 @@ def test_a_block_that_a_map_has_met_twice_stays_while_the_map_lives(store: WarmB
     writer.close()
 
 
+def test_a_block_that_one_item_has_twice_is_given_out_again(store: WarmBlocks) -> None:
+    array, epoch = np.zeros(N), Epoch()
+    _, used, _ = stored(store, array, epoch=epoch)
+    writer = BlockWriter(store, epoch)
+    writer.is_again = True
+    writer.store(view(array))
+    release(used + writer.detach())
+    _, other, _ = stored(store, np.ones(N), epoch=epoch)
+    assert other == used
+    release(other)
+
+
 def test_free_blocks_are_bounded_in_size_and_number() -> None:
     small = WarmBlocks(lambda: 3 * 8 * N, most=4)
     try:
