@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .decisions.planner import Plan, PoolState
     from .integrations.progress import Progress
     from .learned import LearnedCosts
+    from .workers.sharing import Shared
 
     P = ParamSpec("P")
 T = TypeVar("T")
@@ -456,6 +457,39 @@ class AmorsizeExecutor(Executor):
         """
         _check_int("max_workers", max_workers, 1)
         self._own().resize(max_workers)
+
+    def share(self, obj: T) -> Shared[T]:
+        """Store an object once, for all tasks that need it, until it is closed.
+
+        Large objects that stand in several items of a map, or in a function, are shared anyway. This is for those that
+        many calls need: nothing is compared or stored again, and the caller may give up its own copy.
+
+        Parameters
+        ----------
+        obj
+            The object, stored as it is now.
+
+        Returns
+        -------
+        Shared
+            A handle, to be put in place of the object anywhere in arguments and functions, for any executor of this
+            process. A context manager; `Shared.close` gives up the memory.
+
+        Raises
+        ------
+        SerializationError
+            If the object cannot be pickled.
+
+        Examples
+        --------
+        >>> with AmorsizeExecutor(2) as executor, executor.share([3, 1, 2]) as numbers:
+        ...     executor.submit(sorted, numbers).result()
+        [1, 2, 3]
+        """
+        from .workers.sharing import Shared
+
+        self._own().check_open()
+        return Shared(obj)
 
     @property
     def is_open(self) -> bool:

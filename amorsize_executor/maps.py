@@ -15,8 +15,10 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .decisions import planner, sizes
+from .encoding import own_nbytes
 from .inline import InlineBatch, copy_items, copy_values
 from .results import Failed, MapJob
+from .workers.copies import CallerCopies
 
 if TYPE_CHECKING:
     from .decisions.actions import Action
@@ -153,6 +155,9 @@ class Maps:
             self._engine.scheduler.add_map(
                 job.job_id, function.key, len(items), chunksize=chunksize, closed=source is None and is_closed
             )
+            nbytes = own_nbytes(items, is_star)
+            if nbytes:
+                self._engine.scheduler.set_item_nbytes(job.job_id, nbytes)
             plan = self._plan(job)
         if self._missed_s:
             pool = self._engine.pool_state()
@@ -252,7 +257,7 @@ class Maps:
 
     def _sample(self, function: Function, item: Any, index: int) -> None:
         """Run one item here and measure it."""
-        copied, error = copy_items([item], index, function.name)
+        copied, error = copy_items([item], index, function.name, CallerCopies(function.store, None))
         if error is not None:
             raise error
         batch = InlineBatch(index, copied, function.local(), False)
@@ -336,7 +341,7 @@ class Maps:
         if not taken:
             return False
         name, function = job.function.name, job.function
-        items, error = copy_items(job.take_items(taken), taken.start, name)
+        items, error = copy_items(job.take_items(taken), taken.start, name, self._copies(job))
         n_copied = len(items)
         visited_at = job.visited_at
         batch = job.batch = InlineBatch(taken.start, items, function.local(), job.is_star)
@@ -373,6 +378,12 @@ class Maps:
         job.n_inline += n
         job.settle(range(taken.start, taken.start + n), values, failed=error is not None)
         return True
+
+    def _copies(self, job: MapJob) -> CallerCopies:
+        """What makes copies of items for the caller."""
+        if job.copies is None:
+            job.copies = CallerCopies(job.function.store, job.epoch if job.source is None else None)
+        return job.copies
 
     def _take_inline(self, job: MapJob) -> range | int:
         """Items for the caller to run now, or the number of workers to hand the map to; under the lock."""

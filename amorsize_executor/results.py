@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from .decisions.planner import Span
 from .decisions.sizes import item_sizes
+from .workers.warm import Epoch
 
 if TYPE_CHECKING:
     from .decisions.planner import Plan
     from .inline import InlineBatch
+    from .workers.copies import CallerCopies
     from .workers.functions import Function
 
 #: Consumed places at the front of the lists are given back when this many have gathered.
@@ -106,6 +108,9 @@ class MapJob:
         self.batch: InlineBatch | None = None
         self.visited_at = self.started_at
         self._watch_seen = (-1, 0.0)
+        self.stored: set[int] = set()  # items whose large buffers were stored: some are sent twice
+        self.copies: CallerCopies | None = None  # the caller's
+        self.epoch = Epoch()  # in which an array that has not moved is the same
         self.local_errors: dict[int, BaseException] = {}  # items whose arguments could not be pickled
 
     def take_items(self, indices: Sequence[int]) -> list[Any]:
