@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .decisions.cost_model import CostModel
-from .decisions.planner import Plan
+from .decisions.plan import Plan
 from .executor import AmorsizeExecutor
 
 if TYPE_CHECKING:

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
     from typing_extensions import ParamSpec
 
-    from .decisions.planner import Plan, PoolState
+    from .decisions.plan import Plan
+    from .decisions.planner import PoolState
     from .integrations.progress import Progress
     from .learned import LearnedCosts
     from .workers.sharing import Shared

@@ -15,6 +15,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .decisions import planner, sizes
+from .decisions.plan import format_time
 from .encoding import own_nbytes
 from .inline import InlineBatch, copy_items, copy_values
 from .results import Failed, MapJob
@@ -23,7 +24,8 @@ from .workers.copies import CallerCopies
 if TYPE_CHECKING:
     from .decisions.actions import Action
     from .decisions.cost_model import CostModel
-    from .decisions.planner import Plan, PoolState
+    from .decisions.plan import Plan
+    from .decisions.planner import PoolState
     from .decisions.scheduler import Scheduler
     from .workers.functions import Function
 
@@ -502,7 +504,7 @@ class Maps:
             if not waiting or job.plan is not plan:
                 return
             n_workers = min(plan.n_workers + 1, pool.max_workers)
-            why = f"the caller did not help for {planner.format_time(now - job.visited_at)}"
+            why = f"the caller did not help for {format_time(now - job.visited_at)}"
             job.plan = plan._replace(n_workers=n_workers, is_helped=False, constraint=why)
             if self.last_plan is plan:
                 self.last_plan = job.plan
@@ -529,7 +531,7 @@ class Maps:
             plan = job.plan
             if plan is not None and plan.is_serial:
                 why = "the caller was busy with an item" if batch is not None else "the caller did other work"
-                why = f"{why} for {planner.format_time(item_s)}"
+                why = f"{why} for {format_time(item_s)}"
                 job.plan = plan._replace(n_workers=n_workers, constraint=why)
                 if self.last_plan is plan:
                     self.last_plan = job.plan

@@ -8,12 +8,12 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .decisions.planner import Span
+from .decisions.plan import Span
 from .decisions.sizes import item_sizes
 from .workers.warm import Epoch
 
 if TYPE_CHECKING:
-    from .decisions.planner import Plan
+    from .decisions.plan import Plan
     from .inline import InlineBatch
     from .workers.copies import CallerCopies
     from .workers.functions import Function

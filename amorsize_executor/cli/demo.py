@@ -20,7 +20,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..decisions.planner import format_time
+from ..decisions.plan import format_time
 from ..executor import AmorsizeExecutor
 from ..integrations.progress import is_watched
 from . import Output, UserError

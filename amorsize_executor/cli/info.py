@@ -13,7 +13,7 @@ from typing import Any
 
 from .. import __version__, machine
 from ..decisions.cost_model import CostModel
-from ..decisions.planner import format_time
+from ..decisions.plan import format_time
 from ..executor import AmorsizeExecutor
 from ..optimizer.configs import config_folder
 from ..optimizer.results import format_nbytes

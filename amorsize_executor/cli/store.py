@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 
-from ..decisions.planner import format_time
+from ..decisions.plan import format_time
 from ..store import Record, Store, default_path
 from . import Output, UserError
 

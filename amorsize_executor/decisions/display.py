@@ -9,10 +9,10 @@ from __future__ import annotations
 from html import escape
 from typing import TYPE_CHECKING
 
-from .planner import format_time
+from .plan import format_time
 
 if TYPE_CHECKING:
-    from .planner import Plan
+    from .plan import Plan
 
 #: Blue and orange of a palette that colour-blind people tell apart (Okabe and Ito 2008), and the page's own colour.
 _COLOURS = {"serial loop": "currentColor", "predicted": "#56b4e9", "real": "#e69f00"}

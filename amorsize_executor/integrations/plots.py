@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..decisions.planner import format_time
+from ..decisions.plan import format_time
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from ..decisions.planner import Plan, Span
+    from ..decisions.plan import Plan, Span
 
 #: Of a palette that colour-blind people tell apart (Okabe and Ito 2008).
 _BLUE, _LIGHT_BLUE, _ORANGE, _GREEN = "#0072b2", "#56b4e9", "#e69f00", "#009e73"

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from .. import machine
 from ..decisions import planner
 from ..decisions.cost_model import FunctionCost
-from ..decisions.planner import Plan, format_time
+from ..decisions.plan import Plan, format_time
 from ..executor import AmorsizeExecutor
 from ..workers.functions import cost_key
 from ..workers.serialize import name_of

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from ..decisions.planner import format_time
+from ..decisions.plan import format_time
 from ..executor import AmorsizeExecutor
 from ..integrations.progress import is_watched, make_progress
 from ..workers.functions import cost_key

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ..decisions.planner import Plan, format_time
+from ..decisions.plan import Plan, format_time
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

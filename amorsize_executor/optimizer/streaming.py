@@ -11,7 +11,7 @@ from statistics import median
 from typing import Any
 
 from .. import machine
-from ..decisions.planner import format_time
+from ..decisions.plan import format_time
 from ..workers.functions import cost_key
 from ..workers.serialize import name_of
 from . import workload

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from amorsize_executor.decisions.cost_model import FunctionCost
 from amorsize_executor.decisions.display import plan_html
-from amorsize_executor.decisions.planner import Plan, PoolState, plan_map
+from amorsize_executor.decisions.plan import Plan
+from amorsize_executor.decisions.planner import PoolState, plan_map
 
 POOL = PoolState(n_ready=4, max_workers=4, n_cpus=4, worker_start_s=0.1)
 COST = FunctionCost(0.012, 0.004, cpu_share=1.0, carry_s=1e-6, nbytes=0.0, n_items=100)

@@ -6,7 +6,8 @@ import pytest
 
 from amorsize_executor.decisions import planner
 from amorsize_executor.decisions.cost_model import FunctionCost
-from amorsize_executor.decisions.planner import Plan, PoolState, chunk_size, format_time, inline_batch, plan_map
+from amorsize_executor.decisions.plan import Plan, format_time
+from amorsize_executor.decisions.planner import PoolState, chunk_size, inline_batch, plan_map
 
 COLD = PoolState(n_ready=0, max_workers=4, n_cpus=4, worker_start_s=0.1)
 WARM = COLD._replace(n_ready=4)

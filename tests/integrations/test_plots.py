@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from amorsize_executor.decisions.cost_model import FunctionCost
-from amorsize_executor.decisions.planner import Plan, PoolState, plan_map
+from amorsize_executor.decisions.plan import Plan
+from amorsize_executor.decisions.planner import PoolState, plan_map
 from amorsize_executor.integrations.plots import draw_plan, draw_timeline
 
 COST = FunctionCost(0.012, 0.004, cpu_share=1.0, carry_s=1e-6, nbytes=0.0, n_items=100)
