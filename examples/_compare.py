@@ -47,7 +47,7 @@ def compare(ways: dict[str, Callable[[], T]], same: Callable[[T, T], bool] = ope
             times.append(time.perf_counter() - started)
     print()
     for name, taken_s in zip(ways, times, strict=True):
-        print(f"{name:22} {taken_s:6.2f} s   {times[0] / taken_s:5.2f} x {next(iter(ways))}")
+        print(f"{name:22} {taken_s * 1e3:10,.1f} ms   {times[0] / taken_s:5.2f} x {next(iter(ways))}")
     odd = [name for name, result in zip(ways, results, strict=True) if not same(results[0], result)]
     if odd:
         sys.exit(f"\nOther results than the {next(iter(ways))}: {', '.join(odd)}")

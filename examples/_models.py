@@ -7,7 +7,9 @@ part of installed packages, so nothing is downloaded.
 from __future__ import annotations
 
 import os
+import pickle
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 
@@ -34,3 +36,9 @@ def text_model() -> Any:
 
     torch.set_num_threads(1)
     return SentenceTransformer(str(get_model_path()), device="cpu")
+
+
+@lru_cache
+def saved_model(path: Path) -> Any:
+    """What was pickled into a file."""
+    return pickle.loads(path.read_bytes())
