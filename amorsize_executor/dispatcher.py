@@ -29,19 +29,20 @@ from concurrent.futures import CancelledError, Future
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from . import lifecycle, machine
-from .decisions.cost_model import CostModel
-from .decisions.planner import PoolState
-from .decisions.scheduler import (
+from .decisions.actions import (
     Action,
     BreakPool,
-    Chunk,
     FailItems,
     KillWorker,
     RetireWorker,
-    Scheduler,
     SendChunk,
     StartWorker,
+    TakeBack,
 )
+from .decisions.cost_model import CostModel
+from .decisions.planner import PoolState
+from .decisions.scheduler import Scheduler
+from .decisions.work import Chunk
 from .encoding import Task, decode_outcomes, encode_items, encode_one, encode_tasks
 from .failures import broken_pool, chained, init_error, no_descriptors, start_failure, worker_died
 from .maps import Maps
@@ -205,6 +206,10 @@ class Dispatcher:
             for action in actions:
                 if type(action) is SendChunk:
                     more += self._send(action.worker_id, action.chunk)
+                    # Should its first task block, it is time for another worker: time is the I/O thread's.
+                    wake = wake or (action.chunk.slot is not None and self.scheduler.may_start)
+                elif type(action) is TakeBack:
+                    more += self._take_back(action.worker_id, action.chunk)
                 else:
                     if type(action) is StartWorker:
                         self._no_starts.clear()
@@ -237,17 +242,27 @@ class Dispatcher:
         if self.pool is not None and threading.current_thread() is not self._thread:
             self.pool.wake()
 
-    def _send(self, worker_id: int, chunk: Chunk, *, resend_functions: bool = False) -> list[Action]:
+    def _take_back(self, worker_id: int, chunk: Chunk) -> list[Action]:
+        """Claim what a worker has not begun of a chunk."""
+        pool = self.pool
+        assert pool is not None
+        with self.lock:  # as long as the chunk is the worker's, its claims are this chunk's
+            if self.scheduler.chunk(worker_id, chunk.chunk_id) is not chunk or chunk.slot is None:
+                return []
+            n_items = pool.take_back(worker_id, chunk.slot)
+            return self.scheduler.taken_back(worker_id, chunk.chunk_id, n_items, time.perf_counter())
+
+    def _send(self, worker_id: int, chunk: Chunk, *, is_resent: bool = False) -> list[Action]:
         """Encode a chunk and post it to its worker; returns what is to be done if there was nothing to send."""
         pool = self.pool
         assert pool is not None
         known = pool.known_functions(worker_id)
-        if resend_functions:
+        if is_resent:
             known.clear()
         begun = time.thread_time() if chunk.job_id is not None else 0.0
         try:
             if chunk.job_id is None:
-                frame = encode_tasks(chunk.chunk_id, [self._begin(task_id) for task_id in chunk.items], known)
+                frame = encode_tasks(chunk, [self._begin(task_id) for task_id in chunk.items], known)
             else:
                 frame = self._encode_items(chunk, known)
         except Exception as error:  # no room for a block: these items fail, the pool works on
@@ -255,6 +270,8 @@ class Dispatcher:
             return self._close_chunk(chunk)
         if frame is None:
             return self._close_chunk(chunk)
+        if chunk.slot is not None and not is_resent:
+            pool.offer(worker_id, chunk.slot, len(chunk.items))
         pool.post(worker_id, frame)
         if chunk.job_id is not None:
             job = self.maps.jobs.get(chunk.job_id)
@@ -434,9 +451,13 @@ class Dispatcher:
                 self.execute(actions)
             elif code == protocol.NEED_FUNCTIONS:
                 with self.lock:
-                    chunk = self.scheduler.chunk(worker_id, content[1])
+                    chunk = self.scheduler.chunk_resent(worker_id, content[1])
                 if chunk is not None:
-                    self.execute(self._send(worker_id, chunk, resend_functions=True))
+                    self.execute(self._send(worker_id, chunk, is_resent=True))
+            elif code == protocol.CUT:
+                with self.lock:
+                    actions = self.scheduler.chunk_cut(worker_id, content[1], time.perf_counter())
+                self.execute(actions)
             elif code == protocol.MEMORY:
                 self._peak_nbytes[worker_id] = content[1]
                 self._fit_memory()

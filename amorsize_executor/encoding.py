@@ -18,7 +18,7 @@ from .workers.channel import LOST, Frame, make_frame
 from .workers.process import add_note, not_picklable
 
 if TYPE_CHECKING:
-    from .decisions.scheduler import Chunk
+    from .decisions.work import Chunk
     from .workers.functions import Function
 
 
@@ -65,15 +65,15 @@ def encode_one(obj: object, what: Callable[[], str]) -> tuple[serialize.Entry, i
         block.close()
 
 
-def encode_tasks(chunk_id: int, tasks: Sequence[Task | None], known: set[int]) -> Frame | None:
+def encode_tasks(chunk: Chunk, tasks: Sequence[Task | None], known: set[int]) -> Frame | None:
     """The frame of submitted tasks; None if all were cancelled.
 
     Parameters
     ----------
-    chunk_id
-        Of the chunk.
+    chunk
+        The chunk.
     tasks
-        In the chunk's order; None stands for one that was cancelled. At most one has a block.
+        In its order; None stands for one that was cancelled. At most one has a block.
     known
         Functions that the worker should have; those that are sent along are added.
     """
@@ -95,7 +95,7 @@ def encode_tasks(chunk_id: int, tasks: Sequence[Task | None], known: set[int]) -
     block_fd = next((os.dup(task.block_fd) for task in kept if task.block_fd >= 0), None)
     known.update(functions)
     same = fn_ids[0] if len(set(fn_ids)) == 1 and fn_ids[0] > 0 else fn_ids
-    return make_frame((protocol.RUN, chunk_id, tuple(functions.items()), same, kind, items), block_fd)
+    return make_frame((protocol.RUN, chunk.chunk_id, chunk.claims, tuple(functions.items()), same, kind, items), block_fd)
 
 
 def _entry_of(task: Task | None) -> Any:
@@ -112,13 +112,13 @@ def encode_items(chunk: Chunk, job: MapJob, known: set[int]) -> tuple[Frame, flo
     nbytes = None
     if serialize.are_scalars(items):
         kind = protocol.SCALAR_TUPLES if job.is_star else protocol.SCALAR_ITEMS
-        frame = make_frame((protocol.RUN, chunk.chunk_id, functions, function.fn_id, kind, items))
+        frame = make_frame((protocol.RUN, chunk.chunk_id, chunk.claims, functions, function.fn_id, kind, items))
     else:
         block = blocks.BlockWriter()
         try:
             entries = [_encode_item(job, i, item, block) for i, item in zip(chunk.items, items, strict=True)]
             nbytes = sum(serialize.entry_nbytes(e) for e in entries if e is not None) / len(entries)
-            message = (protocol.RUN, chunk.chunk_id, functions, function.fn_id, protocol.ENTRIES, entries)
+            message = (protocol.RUN, chunk.chunk_id, chunk.claims, functions, function.fn_id, protocol.ENTRIES, entries)
             frame = make_frame(message, block.detach())
         finally:
             block.close()

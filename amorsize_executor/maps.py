@@ -19,9 +19,10 @@ from .inline import InlineBatch, copy_items, copy_values
 from .results import Failed, MapJob
 
 if TYPE_CHECKING:
+    from .decisions.actions import Action
     from .decisions.cost_model import CostModel
     from .decisions.planner import Plan, PoolState
-    from .decisions.scheduler import Action, Scheduler
+    from .decisions.scheduler import Scheduler
     from .workers.functions import FunctionTable
 
 #: A map with a buffer reads on when about this part of its buffer was taken.

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import heapq
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,17 +27,11 @@ import numpy as np
 import numpy.typing as npt
 
 from amorsize_executor.decisions import planner
+from amorsize_executor.decisions.actions import Action, KillWorker, RetireWorker, SendChunk, StartWorker, TakeBack
 from amorsize_executor.decisions.cost_model import CostModel
 from amorsize_executor.decisions.planner import PoolState
-from amorsize_executor.decisions.scheduler import (
-    Action,
-    Chunk,
-    KillWorker,
-    RetireWorker,
-    Scheduler,
-    SendChunk,
-    StartWorker,
-)
+from amorsize_executor.decisions.scheduler import Scheduler
+from amorsize_executor.decisions.work import Chunk
 from benchmarks._report import Table, machine, seconds
 
 R = TypeVar("R")
@@ -107,8 +102,40 @@ class Outcome:
         return self.makespan_s / self.ideal_s
 
 
+class _Given:
+    """A chunk that a worker has.
+
+    Attributes
+    ----------
+    chunk
+        What the scheduler knows.
+    arrives_s
+        When the worker has received it.
+    starts_s
+        When each item starts, counted from the first, and when all are done; in seconds.
+    begins_s
+        When its first item starts; None until those before it are done.
+    version
+        Raised when it was cut: its end is another one now.
+    """
+
+    __slots__ = ("arrives_s", "begins_s", "chunk", "starts_s", "version")
+
+    def __init__(self, chunk: Chunk, arrives_s: float, starts_s: Times) -> None:
+        self.chunk = chunk
+        self.arrives_s = arrives_s
+        self.starts_s = starts_s
+        self.begins_s: float | None = None
+        self.version = 0
+
+    @property
+    def elapsed_s(self) -> float:
+        """What its items take, without those that were taken back."""
+        return float(self.starts_s[len(self.chunk.items)])
+
+
 class Simulation:
-    """A pool whose workers exist only as the times at which they will be free.
+    """A pool whose workers exist only as queues of chunks and the times at which they end.
 
     Parameters
     ----------
@@ -123,8 +150,10 @@ class Simulation:
         self.cost_model = cost_model or CostModel()
         self.now_s = 0.0
         self._scheduler = Scheduler(self.cost_model, max_workers=world.n_workers, idle_timeout_s=None)
+        self._given: dict[int, deque[_Given]] = {}
         self._free_at: dict[int, float] = {}
-        self._events: list[tuple[float, int, Chunk, float]] = []  # (known at, order of sending, chunk, elapsed)
+        self._events: list[tuple[float, int, _Given, int]] = []  # (known at, order, what ends, its version)
+        self._n_events = 0
         self._n_sent = 0
         self._n_maps = 0
         self._decisions_s = 0.0
@@ -145,12 +174,20 @@ class Simulation:
         self._decide(self._scheduler.add_map, self._n_maps, key, len(times))
         self._carry_out(self._decide(self._scheduler.release_map, self._n_maps, plan.n_workers, self.now_s))
         while self._events:
-            self.now_s, _, chunk, elapsed_s = heapq.heappop(self._events)
-            n = len(chunk.items)
+            known_s, _, given, version = heapq.heappop(self._events)
+            if version != given.version:
+                continue  # it was cut, and ended earlier
+            self.now_s = known_s
+            chunk = given.chunk
             runs[_indices(chunk.items)] += 1
+            self._free(given)
             # As in the executor: first the worker's next chunk, then what this one taught.
-            self._carry_out(self._decide(self._scheduler.items_done, chunk.worker_id, chunk.chunk_id, n, self.now_s))
-            self._decide(self.cost_model.observe, key, n, elapsed_s)
+            if chunk.items:
+                self._carry_out(self._decide(self._scheduler.items_done, *_name(chunk), len(chunk.items), self.now_s))
+            if chunk.awaits_cut:
+                self._carry_out(self._decide(self._scheduler.chunk_cut, *_name(chunk), self.now_s))
+            if chunk.items:
+                self._decide(self.cost_model.observe, key, len(chunk.items), given.elapsed_s)
         return Outcome(
             makespan_s=self.now_s - begun_s,
             ideal_s=max(float(self._until[-1]) / self.world.n_workers, float(times.max())),
@@ -181,27 +218,66 @@ class Simulation:
             match action:
                 case SendChunk(worker_id, chunk):
                     self._send(worker_id, chunk)
+                case TakeBack(worker_id, chunk):
+                    self._take_back(worker_id, chunk)
                 case StartWorker(worker_id):
+                    self._given[worker_id] = deque()
                     self._free_at[worker_id] = self.now_s
                     self._carry_out(self._scheduler.worker_ready(worker_id, self.now_s))
                 case RetireWorker(worker_id) | KillWorker(worker_id):
-                    del self._free_at[worker_id]
+                    del self._given[worker_id]
                     self._carry_out(self._scheduler.worker_died(worker_id, None, self.now_s))
                 case _:
                     raise AssertionError(f"nothing dies here, yet {action}")
 
     def _send(self, worker_id: int, chunk: Chunk) -> None:
-        """Tell now when it will be done: a worker runs its chunks one after another."""
-        half_way_s = self.world.round_trip_s / 2
-        begins = max(self.now_s + half_way_s, self._free_at[worker_id]) + self.world.chunk_overhead_s
         items = chunk.items
         if isinstance(items, range):
-            elapsed_s = float(self._until[items.stop] - self._until[items.start])
+            starts_s = self._until[items.start : items.stop + 1] - self._until[items.start]
         else:
-            elapsed_s = float(self._times[items].sum())
-        self._free_at[worker_id] = begins + elapsed_s
+            starts_s = np.concatenate(([0.0], np.cumsum(self._times[list(items)])))
+        given = self._given[worker_id]
+        given.append(_Given(chunk, self.now_s + self.world.round_trip_s / 2, starts_s))
         self._n_sent += 1
-        heapq.heappush(self._events, (begins + elapsed_s + half_way_s, self._n_sent, chunk, elapsed_s))
+        if len(given) == 1:
+            self._begin(worker_id)
+
+    def _begin(self, worker_id: int) -> None:
+        """Tell now when the worker's next chunk will be done."""
+        given = self._given[worker_id][0]
+        given.begins_s = max(given.arrives_s, self._free_at[worker_id]) + self.world.chunk_overhead_s
+        self._push(given, given.begins_s + given.elapsed_s)
+
+    def _push(self, given: _Given, ends_s: float) -> None:
+        self._n_events += 1
+        heapq.heappush(self._events, (ends_s + self.world.round_trip_s / 2, self._n_events, given, given.version))
+
+    def _free(self, given: _Given) -> None:
+        """A chunk is done: its worker begins the next."""
+        worker_id = given.chunk.worker_id
+        assert given.begins_s is not None
+        self._free_at[worker_id] = given.begins_s + given.elapsed_s
+        queue = self._given[worker_id]
+        assert queue.popleft() is given, "a worker runs its chunks in order"
+        if queue:
+            self._begin(worker_id)
+
+    def _take_back(self, worker_id: int, chunk: Chunk) -> None:
+        """Claim the items that have not started."""
+        given = next(g for g in self._given[worker_id] if g.chunk is chunk)
+        n_started = 0
+        if given.begins_s is not None:
+            n_started = int(np.searchsorted(given.starts_s[:-1], self.now_s - given.begins_s, side="right"))
+        n_items = max(len(chunk.items) - n_started, 0)
+        actions = self._decide(self._scheduler.taken_back, *_name(chunk), n_items, self.now_s)
+        if n_items and given.begins_s is not None:
+            given.version += 1
+            self._push(given, max(given.begins_s + given.elapsed_s, self.now_s))
+        self._carry_out(actions)
+
+
+def _name(chunk: Chunk) -> tuple[int, int]:
+    return chunk.worker_id, chunk.chunk_id
 
 
 def _indices(items: Sequence[int]) -> slice | list[int]:

@@ -154,14 +154,28 @@ class CostModel:
         found = self._functions.get(key)
         return found.mean_s if found is not None and found.n_items else None
 
-    def cautious_mean_s(self, key: Hashable) -> float | None:
-        """What an item may be expected to take where the latest ones tell nothing: at the beginning of a map.
+    def next_items(self, key: Hashable, *, is_confirmed: bool) -> tuple[float | None, float]:
+        """What the next items of a map are expected to take.
 
-        The larger of the recent mean and that of all items ever measured, in seconds. Inputs are often sorted, so the
-        last items of one map can be a thousand times shorter than the first ones of the next.
+        Parameters
+        ----------
+        key
+            The function.
+        is_confirmed
+            Whether items of this map were measured. If not, the latest ones tell little: inputs are often sorted, so
+            the last items of one map can be a thousand times shorter than the first ones of the next. Then the mean is
+            at least that of all items ever measured.
+
+        Returns
+        -------
+        tuple
+            Mean time of an item in seconds (None for an unknown function), and its standard deviation over the mean.
         """
         found = self._functions.get(key)
-        return max(found.mean_s, found.total_s / found.n_items) if found is not None and found.n_items else None
+        if found is None or not found.n_items:
+            return None, 1.0
+        mean_s = found.mean_s if is_confirmed else max(found.mean_s, found.total_s / found.n_items)
+        return mean_s, found.var_s2**0.5 / mean_s if mean_s > 0 else 1.0
 
     def observe(self, key: Hashable, n_items: int, elapsed_s: float, cpu_s: float | None = None) -> None:
         """Take in that `n_items` items of a function took `elapsed_s` seconds in all.

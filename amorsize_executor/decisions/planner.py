@@ -24,6 +24,8 @@ from .cost_model import CostModel, FunctionCost
 
 #: Overhead of a chunk may be this share of its time: below 2 % nobody sees it.
 OVERHEAD_SHARE = 0.02
+#: A chunk is at most one part in so many of what is left for each worker.
+LEAST_FACTOR = 1.5
 #: No chunk is planned longer than this, in seconds, so that drift is followed and results flow.
 MAX_CHUNK_S = 0.1
 #: Chunks of a function in a map that gave no result yet are at most this long by prediction, in seconds ...
@@ -293,7 +295,14 @@ def _worker_counts(most: int) -> list[int]:
 
 
 def chunk_size(
-    remaining: int, n_workers: int, item_s: float | None, *, known: bool, nbytes: float = 0.0, limit: int | None = None
+    remaining: int,
+    n_workers: int,
+    item_s: float | None,
+    *,
+    known: bool,
+    variation: float = 1.0,
+    nbytes: float = 0.0,
+    limit: int | None = None,
 ) -> int:
     """Items for the next chunk of a map (factoring).
 
@@ -307,18 +316,28 @@ def chunk_size(
         Expected seconds of one item; None when unknown: single items.
     known
         Whether this map itself has confirmed `item_s`; if not, the chunk is kept short.
+    variation
+        Standard deviation of the time of an item over its mean.
     nbytes
         Expected size of an item in bytes.
     limit
         Upper bound from what this map has seen so far (growth is bounded, so a cheap first item cannot pull
         thousands of expensive ones into one chunk).
+
+    Notes
+    -----
+    Factoring (Flynn Hummel, Schonberg and Flynn 1992) gives each worker 1 / (x n) of the R items that remain, where
+    ``b = n / (2 sqrt(R)) std / mean`` and ``x = 1 + b^2 + b sqrt(b^2 + 2)``: that part is probably done before the
+    others are. x is at least `LEAST_FACTOR`, as mean and deviation are estimates.
     """
     if item_s is None:
         return 1
     if item_s <= 0:
         item_s = 1e-9
     least = math.ceil(CostModel.CHUNK_OVERHEAD_S / OVERHEAD_SHARE / item_s)
-    share = -(-remaining // (2 * n_workers))
+    b = 0.5 * n_workers * variation / math.sqrt(remaining)
+    factor = max(1 + b * b + b * math.sqrt(b * b + 2), LEAST_FACTOR)
+    share = math.ceil(remaining / (factor * n_workers))
     size = max(share, min(least, -(-remaining // n_workers)))
     size = min(size, max(int((MAX_CHUNK_S if known else FIRST_CHUNK_S) / item_s), 1))
     if nbytes >= 1:

@@ -11,15 +11,25 @@ A worker's life::
                         +------- worker_died ------+--> gone; its running items fail or are retried,
                                                         the others of its chunks go to other workers
 
+A chunk's life::
+
+    cut --(SendChunk)--> with its worker: items_done, items_done, ... --> over
+                              |
+                              +--(TakeBack)--> taken_back: the items that its worker had not begun wait again
+                                                   |
+                                                   +--> items_done ... and chunk_cut --> over
+
 Work comes from sources: one queue of submitted tasks, and one per map. Sources take turns, so a long map does not
-starve submits or a second map. Within a source the order is first in, first out.
+starve submits or a second map. Within a source the order is first in, first out, but for items known to be giants,
+which go first.
 
 Invariants
 ----------
 * Every item is in exactly one place: waiting in its source, in one chunk of one worker, or settled (done, failed,
   cancelled, taken by the caller).
 * A worker has at most `_DEPTH` chunks, and executes items of a chunk in order.
-* While items wait and may be given out, no ready worker is idle.
+* While items wait and may be given out, no ready worker is idle. While none waits, an idle worker takes from one that
+  has more than it is running, if that is worth a message.
 
 Owned by whoever holds the executor's lock; no method blocks.
 """
@@ -27,23 +37,21 @@ Owned by whoever holds the executor's lock; no method blocks.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from enum import Enum
-from typing import NamedTuple, Union
 
-from . import planner
+from .actions import Action, BreakPool, FailItems, KillWorker, RetireWorker, SendChunk, StartWorker, TakeBack
 from .cost_model import CostModel
+from .work import OVERDUE_S, Chunk, MapWork, TaskQueue
 
 #: Chunks with a worker at most: one runs, one waits.
 _DEPTH = 2
 #: A chunk waits behind another one only if that lasts at most this long by prediction, in seconds: beyond, the
-#: round trip it hides is under 1 % and the item would wait for nothing if another worker came free.
-_PREFETCH_BELOW_S = 0.01
-#: ... nor behind one that takes three times as long as expected, and this much more, in seconds.
-_OVERDUE_S = 5e-3
-#: Submitted tasks are grouped up to this much predicted work, in seconds, and this many tasks.
-_GROUP_S = 1e-3
-_GROUP_TASKS = 256
+#: round trip it hides is under 1 %.
+_PREFETCH_BELOW_S = 0.12
+#: Items are taken back for an idle worker if they take at least this long by prediction, in seconds: the frames and
+#: wake-ups of both chunks cost about a third of it.
+_STEAL_ABOVE_S = 4 * CostModel.CHUNK_OVERHEAD_S
 #: No worker starts faster than this, in seconds.
 _LEAST_START_S = 1e-3
 #: Workers that may die in a row before one became ready, until the pool is declared broken.
@@ -51,81 +59,6 @@ _FAILED_STARTS = 3
 #: If other workers run, it is not; then the next start is tried after this long, in seconds, doubled up to 64 s.
 _START_AGAIN_S = 1.0
 _START_AGAIN_DOUBLINGS = 6
-
-
-class StartWorker(NamedTuple):
-    """Start a process and call `worker_ready` when it answers."""
-
-    worker_id: int
-
-
-class SendChunk(NamedTuple):
-    """Send a chunk to a worker."""
-
-    worker_id: int
-    chunk: Chunk
-
-
-class RetireWorker(NamedTuple):
-    """Let a worker end after what it has; `worker_died` follows."""
-
-    worker_id: int
-
-
-class KillWorker(NamedTuple):
-    """End a worker at once; `worker_died` follows."""
-
-    worker_id: int
-
-
-class FailItems(NamedTuple):
-    """These items were running when their worker died, and may not run again."""
-
-    job_id: int | None
-    items: tuple[int, ...]
-    worker_id: int
-
-
-class BreakPool(NamedTuple):
-    """No worker can be started: everything that waits fails."""
-
-
-Action = Union[StartWorker, SendChunk, RetireWorker, KillWorker, FailItems, BreakPool]  # noqa: UP007 (3.10 at run time)
-
-
-class Chunk:
-    """Items that go to a worker together.
-
-    Attributes
-    ----------
-    chunk_id
-        Unique in this scheduler.
-    job_id
-        The map they belong to; None for submitted tasks.
-    items
-        Indices within the map, or task ids.
-    n_done
-        How many of them, from the first, have been settled.
-    given_at
-        When the worker got them, in seconds.
-    """
-
-    __slots__ = ("chunk_id", "expected_s", "given_at", "items", "job_id", "n_done", "worker_id")
-
-    def __init__(
-        self, chunk_id: int, job_id: int | None, items: Sequence[int], worker_id: int, expected_s: float | None
-    ) -> None:
-        self.chunk_id = chunk_id
-        self.job_id = job_id
-        self.items = items
-        self.worker_id = worker_id
-        self.expected_s = expected_s
-        self.given_at = 0.0
-        self.n_done = 0
-
-    def is_overdue(self, now: float) -> bool:
-        """Whether it takes much longer than expected, so that nothing should wait behind it."""
-        return self.expected_s is None or now - self.given_at > 3 * self.expected_s + _OVERDUE_S
 
 
 class _State(Enum):
@@ -143,34 +76,6 @@ class _Worker:
         self.chunks: dict[int, Chunk] = {}  # by chunk id, in the order given; at most _DEPTH
         self.n_given = 0  # items in its life, for max_tasks_per_child
         self.idle_since = now
-
-
-class _Job:
-    """One map. Items below `next` were given out, save those in `returned`."""
-
-    __slots__ = (
-        "chunksize", "closed", "growth", "held", "job_id", "key", "n_items", "n_settled", "n_workers",
-        "nbytes", "next", "returned", "started_at",
-    )  # fmt: skip
-
-    def __init__(self, job_id: int, key: Hashable, n_items: int, chunksize: int | None, closed: bool) -> None:
-        self.job_id = job_id
-        self.key = key
-        self.n_items = n_items
-        self.chunksize = chunksize
-        self.closed = closed
-        self.held = True
-        self.n_workers = 0
-        self.next = 0
-        self.returned: deque[int] = deque()
-        self.n_settled = 0
-        self.growth = 0  # largest run of items that gave results in this map; bounds the next chunk
-        self.nbytes = 0.0
-        self.started_at: float | None = None  # when workers were first asked to help
-
-    @property
-    def n_waiting(self) -> int:
-        return self.n_items - self.next + len(self.returned)
 
 
 class Scheduler:
@@ -212,11 +117,9 @@ class Scheduler:
         self._partial: dict[int, None] = {}  # READY, with a chunk that ends soon and room for another
         self._n_starting = 0
         self._n_retiring = 0
-        self._jobs: dict[int, _Job] = {}
-        self._queue: deque[tuple[int, Hashable]] = deque()  # submitted tasks that wait
-        self._task_keys: dict[int, Hashable] = {}  # of submitted tasks that are with a worker
-        self._alone: set[int] = set()  # waiting or running tasks that share a chunk with no other
-        self._queue_since = 0.0
+        self._loaded: dict[int, None] = {}  # READY, with items that they have not begun and that may be taken back
+        self._jobs: dict[int, MapWork] = {}
+        self._queue = TaskQueue()
         self._turn: deque[int | None] = deque([None])  # sources in turn; None is the queue of submits
         self._attempts: dict[tuple[int | None, int], int] = {}
         self._ids = 0
@@ -245,12 +148,17 @@ class Scheduler:
     @property
     def n_queued(self) -> int:
         """Submitted tasks that wait for a worker."""
-        return len(self._queue)
+        return len(self._queue.waiting)
 
     @property
     def has_new_wait(self) -> bool:
         """Whether a task has begun to wait that another worker could have: then `next_tick` is nearer than before."""
-        return len(self._queue) == 1 and len(self._workers) - self._n_retiring < self.worker_limit
+        return len(self._queue.waiting) == 1 and self.may_start
+
+    @property
+    def may_start(self) -> bool:
+        """Whether more workers than those that exist are allowed."""
+        return len(self._workers) - self._n_retiring < self.worker_limit
 
     @property
     def worker_limit(self) -> int:
@@ -262,7 +170,7 @@ class Scheduler:
     @property
     def is_drained(self) -> bool:
         """Whether `shutdown` was called, no work is left and no worker exists."""
-        return self._stopping and not self._workers and not self._queue and not self._jobs
+        return self._stopping and not self._workers and not self._queue.waiting and not self._jobs
 
     def n_waiting(self, job_id: int) -> int:
         """Items of a map that were not given out yet."""
@@ -272,7 +180,7 @@ class Scheduler:
     def waiting_items(self, job_id: int) -> list[int]:
         """Items of a map that were not given out yet."""
         job = self._jobs.get(job_id)
-        return [*job.returned, *range(job.next, job.n_items)] if job is not None else []
+        return job.waiting_items() if job is not None else []
 
     def chunk(self, worker_id: int, chunk_id: int) -> Chunk | None:
         """A chunk that is with a worker; None when it is not."""
@@ -283,25 +191,24 @@ class Scheduler:
 
     def submit(self, task_id: int, key: Hashable, now: float, *, is_alone: bool = False) -> list[Action]:
         """A task was submitted; `is_alone`: it is large and shares its chunk with no other."""
-        if self._idle and not self._queue:  # the common case in a calm: straight to an idle worker
+        queue = self._queue
+        if is_alone:
+            queue.alone.add(task_id)
+        if self._idle and not queue.waiting:  # the common case in a calm: straight to an idle worker
             worker_id, _ = self._idle.popitem()
             worker = self._workers[worker_id]
             self._ids += 1
-            self._task_keys[task_id] = key
+            queue.give(task_id, key)
             chunk = Chunk(self._ids, None, [task_id], worker_id, self._cost_model.mean_s(key))
-            chunk.given_at = now
+            chunk.given_at = chunk.progress_at = now
             worker.chunks[self._ids] = chunk
             worker.n_given += 1
-            if is_alone:
-                self._alone.add(task_id)
             if _ends_soon(chunk) and not self._should_leave(worker):
                 self._partial[worker_id] = None
             return [SendChunk(worker_id, chunk)]
-        if not self._queue:
-            self._queue_since = now
-        self._queue.append((task_id, key))
-        if is_alone:
-            self._alone.add(task_id)
+        if not queue.waiting:
+            queue.since = now
+        queue.waiting.append((task_id, key))
         if not self._idle and not self._partial and len(self._workers) - self._n_retiring >= self.worker_limit:
             return []  # every worker is full: the common case in a flood
         return self._act(now)
@@ -316,7 +223,7 @@ class Scheduler:
         closed: bool = True,
     ) -> None:
         """A map has come. It is held (its items may only be taken by the caller) until `release_map`."""
-        job = self._jobs[job_id] = _Job(job_id, key, n_items, chunksize, closed)
+        job = self._jobs[job_id] = MapWork(job_id, key, n_items, chunksize, closed)
         self._settle(job, 0)
 
     def release_map(self, job_id: int, n_workers: int, now: float) -> list[Action]:
@@ -348,9 +255,13 @@ class Scheduler:
         if job.returned:
             first = job.returned.popleft()
             return range(first, first + 1)
-        taken = range(job.next, min(job.next + most, job.n_items))
-        job.next = taken.stop if taken else job.next
-        return taken
+        return job.take_next(most)
+
+    def pull_ahead(self, job_id: int, giants: Sequence[tuple[int, float]]) -> None:
+        """These items of a map (index, expected seconds) take so long that they must not come last."""
+        job = self._jobs.get(job_id)
+        if job is not None:
+            job.pull_ahead(giants)
 
     def return_inline(self, job_id: int, items: Sequence[int]) -> None:
         """Items that the caller had taken come back: it has no time for them."""
@@ -370,9 +281,8 @@ class Scheduler:
         job = self._jobs.get(job_id)
         if job is None:
             return [], []
-        waiting = self.waiting_items(job_id)
-        job.next, job.closed = job.n_items, True
-        job.returned.clear()
+        waiting = job.drop_waiting()
+        job.closed = True
         self._settle(job, len(waiting))
         return waiting, self._act(now)
 
@@ -404,14 +314,57 @@ class Scheduler:
         if worker is None or chunk is None:
             return []
         chunk.n_done += n_items
+        chunk.progress_at = now
         if chunk.job_id is not None:
             job = self._jobs.get(chunk.job_id)
             if job is not None:
                 job.growth = max(job.growth, chunk.n_done)
                 self._settle(job, n_items)
-        if chunk.n_done < len(chunk.items):
+        if not chunk.is_over:
+            if worker_id in self._loaded and not _rest(worker):
+                del self._loaded[worker_id]
             return []
-        del worker.chunks[chunk_id]
+        return self._close(worker_id, worker, chunk, now)
+
+    def taken_back(self, worker_id: int, chunk_id: int, n_items: int, now: float) -> list[Action]:
+        """The last `n_items` items of a chunk were claimed by us: its worker will not run them."""
+        worker = self._workers.get(worker_id)
+        chunk = worker.chunks.get(chunk_id) if worker is not None else None
+        if worker is None or chunk is None:
+            return []
+        chunk.is_exhausted = True
+        if n_items:
+            chunk.awaits_cut = True
+            worker.n_given -= n_items
+            items = chunk.cut(n_items)
+            if chunk.job_id is None:
+                self._queue.put_back(items)
+            elif (job := self._jobs.get(chunk.job_id)) is not None:
+                job.returned.extendleft(reversed(items))
+        self._place(worker_id, worker, now)
+        return self._act(now)
+
+    def chunk_cut(self, worker_id: int, chunk_id: int, now: float) -> list[Action]:
+        """A worker has come to the point from which on a chunk's items were taken back."""
+        worker = self._workers.get(worker_id)
+        chunk = worker.chunks.get(chunk_id) if worker is not None else None
+        if worker is None or chunk is None:
+            return []
+        chunk.awaits_cut = False
+        return self._close(worker_id, worker, chunk, now) if chunk.is_over else []
+
+    def chunk_resent(self, worker_id: int, chunk_id: int) -> Chunk | None:
+        """A chunk is to be sent again, as it is now: its worker has claimed nothing of it yet."""
+        chunk = self.chunk(worker_id, chunk_id)
+        if chunk is not None:
+            chunk.awaits_cut = False
+        return chunk
+
+    def _close(self, worker_id: int, worker: _Worker, chunk: Chunk, now: float) -> list[Action]:
+        """A worker is done with a chunk."""
+        del worker.chunks[chunk.chunk_id]
+        for other in worker.chunks.values():
+            other.given_at = other.progress_at = now  # it begins
         if chunk.job_id is None:
             for task_id in chunk.items:
                 self._forget_task(task_id)
@@ -438,6 +391,7 @@ class Scheduler:
             return []
         self._idle.pop(worker_id, None)
         self._partial.pop(worker_id, None)
+        self._loaded.pop(worker_id, None)
         actions: list[Action] = []
         if worker.state is _State.STARTING:
             self._n_starting -= 1
@@ -475,8 +429,7 @@ class Scheduler:
                 failed.append(item)
         again.extend(chunk.items[last:])
         if chunk.job_id is None:
-            keys = self._task_keys
-            self._queue.extendleft((item, keys.pop(item)) for item in reversed(again))
+            self._queue.put_back(again)
             for item in failed:
                 self._forget_task(item)
         else:
@@ -488,7 +441,7 @@ class Scheduler:
     # ------------------------------------------------------------------ the pool itself
 
     def tick(self, now: float) -> list[Action]:
-        """Time has passed: idle workers may leave, waiting tasks may get another worker."""
+        """Time has passed: idle workers may leave, tasks that wait or are stuck may get another worker."""
         actions: list[Action] = []
         if self._idle_timeout_s is not None:
             for worker_id in list(self._idle):  # the longest idle first
@@ -497,7 +450,10 @@ class Scheduler:
                 if not surplus or now - worker.idle_since < self._idle_timeout_s:
                     break
                 actions.append(self._retire(worker_id, worker))
-        return actions + self._act(now)
+        actions += self._act(now)
+        if not self._idle and not self._n_starting and any(until <= now for until in self._overdue_times()):
+            actions += self._start(1, now)  # what is stuck behind something else gets a worker of its own
+        return actions
 
     def next_tick(self, now: float) -> float | None:
         """Seconds until `tick` should be called; None when no time matters."""
@@ -505,8 +461,12 @@ class Scheduler:
         if self._idle_timeout_s is not None and self._idle and self.n_ready > self._min_workers:
             oldest = self._workers[next(iter(self._idle))]
             times.append(oldest.idle_since + self._idle_timeout_s - now)
-        if self._queue and not self._n_starting and self.n_ready < self.worker_limit:
-            times.append(max(self._queue_since + self._start_s(), self._start_again_at) - now)
+        may_start = not self._n_starting and self.n_ready < self.worker_limit
+        if self._queue.waiting and may_start:
+            times.append(max(self._queue.since + self._start_s(), self._start_again_at) - now)
+        if self._loaded and (self._idle or may_start):
+            # Those that are past their time were seen to: nothing more can be done for them.
+            times.extend(until - now for until in self._overdue_times() if until > now)
         return max(min(times), 0.0) if times else None
 
     def resize(self, max_workers: int, now: float) -> list[Action]:
@@ -528,17 +488,12 @@ class Scheduler:
         self._stopping = self._is_over = True
         self._queue.clear()
         self._jobs.clear()
-        self._task_keys.clear()
-        self._alone.clear()
         self._attempts.clear()
         return [self._kill(worker_id, worker) for worker_id, worker in self._workers.items()]
 
     def drop_queue(self) -> list[int]:
         """Forget the submitted tasks that wait, and return their ids."""
-        dropped = [task_id for task_id, _ in self._queue]
-        self._queue.clear()
-        self._alone.difference_update(dropped)
-        return dropped
+        return self._queue.drop_waiting()
 
     def job_ids(self) -> tuple[int, ...]:
         """Maps that are not settled."""
@@ -569,11 +524,11 @@ class Scheduler:
         """Give out what may be given out, then see whether the number of workers is right."""
         actions: list[Action] = []
         live = self._n_starting + self.n_ready
-        is_calm = not self._queue and len(self._turn) == 1 and not self._stopping
+        is_calm = not self._queue.waiting and len(self._turn) == 1 and not self._stopping and not self._loaded
         if is_calm and self._min_workers <= live <= self.worker_limit:
             return actions  # nothing waits and nobody is too many
         self._assign(actions, now)
-        if self._stopping and not self._queue and not self._jobs:
+        if self._stopping and not self._queue.waiting and not self._jobs:
             for worker_id, worker in list(self._workers.items()):
                 if worker.state is _State.STARTING:
                     actions.append(self._kill(worker_id, worker))
@@ -589,6 +544,8 @@ class Scheduler:
             worker_id = next(iter(self._idle))
             actions.append(self._retire(worker_id, self._workers[worker_id]))
             surplus -= 1
+        if self._idle and self._loaded:
+            actions.extend(self._rebalance(now))
         wanted = max(self._demand(now), self._min_workers - self._n_starting - self.n_ready)
         if wanted > 0:
             actions.extend(self._start(wanted, now))
@@ -596,19 +553,23 @@ class Scheduler:
 
     def _assign(self, actions: list[Action], now: float) -> None:
         while self._idle or self._partial:
-            waits = not self._idle
-            worker_id = next(iter(self._partial)) if waits else next(reversed(self._idle))
+            is_calm = bool(self._idle)
+            worker_id = next(reversed(self._idle)) if is_calm else next(iter(self._partial))
             worker = self._workers[worker_id]
-            if waits and next(iter(worker.chunks.values())).is_overdue(now):
+            if not is_calm and next(iter(worker.chunks.values())).is_overdue(now):
                 del self._partial[worker_id]  # nobody knows when it ends
                 continue
             source = self._next_source()
             if source is False:
                 return
-            chunk = self._cut(source, worker_id, worker, waits)
+            chunk = self._cut(source, worker_id, worker, is_calm)
             if chunk is None:
                 return
-            chunk.given_at = now
+            chunk.given_at = chunk.progress_at = now
+            is_fixed = source is not None and self._jobs[source].chunksize is not None
+            if (len(chunk.items) > 1 or not is_calm) and not is_fixed:
+                used = {other.slot for other in worker.chunks.values()}
+                chunk.slot = next(slot for slot in range(_DEPTH) if slot not in used)
             worker.chunks[chunk.chunk_id] = chunk
             worker.n_given += len(chunk.items)
             self._place(worker_id, worker, now)
@@ -619,7 +580,7 @@ class Scheduler:
         for _ in range(len(self._turn)):
             source = self._turn[0]
             if source is None:
-                if self._queue:
+                if self._queue.waiting:
                     self._turn.rotate(-1)
                     return None
             else:
@@ -633,75 +594,62 @@ class Scheduler:
             self._turn.rotate(-1)
         return False
 
-    def _cut(self, source: int | None, worker_id: int, worker: _Worker, waits: bool) -> Chunk | None:
+    def _cut(self, source: int | None, worker_id: int, worker: _Worker, is_calm: bool) -> Chunk | None:
         """The next chunk of a source for a worker; None if it should not wait behind what the worker has."""
         most = None
         if self._max_tasks_per_child is not None:
             most = self._max_tasks_per_child - worker.n_given
-        if source is None:
-            if waits and self._n_starting + self.n_ready < self.worker_limit:
-                return None  # should what it has block, another worker must be free to start
-            items, expected_s = self._cut_tasks(most)
-            if waits and expected_s is None:
-                self._queue.extendleft((item, self._task_keys.pop(item)) for item in reversed(items))
-                return None
-            self._ids += 1
-            return Chunk(self._ids, None, items, worker_id, expected_s)
-        return self._cut_map(self._jobs[source], worker_id, most, waits)
-
-    def _cut_tasks(self, most: int | None) -> tuple[list[int], float | None]:
-        """Take a group of submitted tasks: one, or as many short ones as make a group worth a message."""
-        share = -(-len(self._queue) // max(self.n_ready, 1))
-        limit = min(_GROUP_TASKS, share, most if most is not None else _GROUP_TASKS)
-        items: list[int] = []
-        total = 0.0
-        mean_s = self._cost_model.mean_s
-        last_key: Hashable = None
-        t: float | None = None
-        while self._queue and len(items) < max(limit, 1):
-            task_id, key = self._queue[0]
-            if not items or key != last_key:
-                t, last_key = mean_s(key), key
-            if items and (t is None or total + t > _GROUP_S or task_id in self._alone):
-                break
-            self._queue.popleft()
-            self._task_keys[task_id] = key
-            items.append(task_id)
-            if t is None:
-                return items, None
-            total += t
-            if task_id in self._alone:
-                break
-        return items, total
-
-    def _cut_map(self, job: _Job, worker_id: int, most: int | None, waits: bool) -> Chunk | None:
-        model = self._cost_model
-        t = model.mean_s(job.key) if job.growth else model.cautious_mean_s(job.key)
-        n = max(min(self.n_ready + self._n_starting, self.worker_limit), 1)
-        remaining = job.n_waiting
-        if waits and (t is None or remaining <= n):
-            return None  # the tail: whoever is free first takes it
-        if job.chunksize is not None:
-            size = job.chunksize
-        else:
-            limit = max(job.growth, 1) * planner.CHUNK_GROWTH if job.growth else None
-            size = planner.chunk_size(remaining, n, t, known=job.growth > 0, nbytes=job.nbytes, limit=limit)
-        if most is not None:
-            size = min(size, most)
         items: Sequence[int]
-        if job.returned:
-            items = [job.returned.popleft() for _ in range(min(size, len(job.returned)))]
+        if source is None:
+            if not is_calm and self._n_starting + self.n_ready < self.worker_limit:
+                return None  # should what it has block, another worker may start at once
+            items, expected_s = self._queue.cut(self._cost_model, self.n_ready, most)
+            if not is_calm and expected_s is None:
+                self._queue.put_back(items)
+                return None
         else:
-            items = range(job.next, min(job.next + size, job.n_items))
-            job.next = items.stop
+            n_workers = max(min(self.n_ready + self._n_starting, self.worker_limit), 1)
+            items, expected_s = self._jobs[source].cut(self._cost_model, n_workers, most, is_calm=is_calm)
+            if not items:
+                return None
         self._ids += 1
-        return Chunk(self._ids, job.job_id, items, worker_id, None if t is None else t * len(items))
+        return Chunk(self._ids, source, items, worker_id, expected_s)
+
+    def _rebalance(self, now: float) -> Iterator[TakeBack]:
+        """Take work back for idle workers from those that have the most."""
+        found = []
+        for worker_id in self._loaded:
+            for chunk, n_items in _rest(self._workers[worker_id]):
+                if chunk.expected_s is None or chunk.is_overdue(now):
+                    found.append((float("inf"), chunk))
+                else:
+                    rest_s = chunk.expected_s * n_items / len(chunk.items)
+                    if rest_s >= _STEAL_ABOVE_S:
+                        found.append((rest_s, chunk))
+        found.sort(key=lambda pair: -pair[0])
+        for _, chunk in found[: len(self._idle)]:
+            chunk.is_exhausted = True
+            worker = self._workers[chunk.worker_id]
+            if not _rest(worker):
+                del self._loaded[chunk.worker_id]
+            yield TakeBack(chunk.worker_id, chunk)
+
+    def _overdue_times(self) -> Iterator[float]:
+        """When those that have more than they are running should have come to it, in seconds."""
+        for worker_id in self._loaded:
+            chunk = next(iter(self._workers[worker_id].chunks.values()))
+            yield chunk.given_at + 3 * (chunk.expected_s or 0.0) + OVERDUE_S + 1e-6
 
     def _place(self, worker_id: int, worker: _Worker, now: float) -> None:
-        """File a worker under idle, partial, or neither, after its chunks changed."""
+        """File a worker under idle, partial and loaded, or none of them, after its chunks changed."""
         self._idle.pop(worker_id, None)
         self._partial.pop(worker_id, None)
-        if worker.state is not _State.READY or self._should_leave(worker):
+        self._loaded.pop(worker_id, None)
+        if worker.state is not _State.READY:
+            return
+        if _rest(worker):
+            self._loaded[worker_id] = None
+        if self._should_leave(worker):
             return
         if not worker.chunks:
             worker.idle_since = now
@@ -720,6 +668,7 @@ class Scheduler:
         self._n_retiring += 1
         self._idle.pop(worker_id, None)
         self._partial.pop(worker_id, None)
+        self._loaded.pop(worker_id, None)
         return RetireWorker(worker_id)
 
     def _kill(self, worker_id: int, worker: _Worker) -> KillWorker:
@@ -729,6 +678,7 @@ class Scheduler:
             worker.state = _State.RETIRING
         self._idle.pop(worker_id, None)
         self._partial.pop(worker_id, None)
+        self._loaded.pop(worker_id, None)
         return KillWorker(worker_id)
 
     def _demand(self, now: float) -> int:
@@ -741,24 +691,17 @@ class Scheduler:
             job = self._jobs.get(job_id) if job_id is not None else None
             if job is not None and job.n_waiting:
                 for_maps += max(min(job.n_workers, job.n_waiting + self.n_ready), 1)
-        for_queue = self._queue_demand(now) - self._n_starting if self._queue else 0
+        for_queue = self._queue_demand(now) - self._n_starting if self._queue.waiting else 0
         return max(for_maps - live, for_queue, 0)
 
     def _queue_demand(self, now: float) -> int:
         """Workers that the submitted tasks deserve: one each if unknown or long, else one a start time of work."""
         start_s = self._start_s()
-        room = self.worker_limit - self.n_ready
-        backlog_s = 0.0
-        for seen, (_, key) in enumerate(self._queue, 1):
-            t = self._cost_model.mean_s(key)
-            backlog_s += t if t is not None else start_s
-            if seen > 2 * room or backlog_s >= room * start_s:
-                backlog_s *= len(self._queue) / seen
-                break
+        backlog_s = self._queue.backlog_s(self._cost_model, start_s, (self.worker_limit - self.n_ready) * start_s)
         enough = int(backlog_s / start_s + 1e-9)
-        if not enough and (not self.n_ready or now - self._queue_since >= start_s):
+        if not enough and (not self.n_ready or now - self._queue.since >= start_s):
             enough = 1
-        return min(enough, len(self._queue))
+        return min(enough, len(self._queue.waiting))
 
     def _start_s(self) -> float:
         return max(self._cost_model.worker_start_s, _LEAST_START_S)
@@ -777,15 +720,14 @@ class Scheduler:
             actions.append(StartWorker(self._ids))
         return actions
 
-    def _settle(self, job: _Job, n_items: int) -> None:
+    def _settle(self, job: MapWork, n_items: int) -> None:
         job.n_settled += n_items
         if job.closed and job.n_settled >= job.n_items:
             del self._jobs[job.job_id]
             self._forget_attempts(job.job_id)
 
     def _forget_task(self, task_id: int) -> None:
-        self._task_keys.pop(task_id, None)
-        self._alone.discard(task_id)
+        self._queue.forget(task_id)
         if self._attempts:
             self._attempts.pop((None, task_id), None)
 
@@ -798,3 +740,15 @@ class Scheduler:
 def _ends_soon(chunk: Chunk) -> bool:
     """Whether another chunk may wait behind this one."""
     return chunk.expected_s is not None and chunk.expected_s <= _PREFETCH_BELOW_S
+
+
+def _rest(worker: _Worker) -> list[tuple[Chunk, int]]:
+    """Chunks of a worker that have items which can perhaps be taken back, and how many."""
+    found = []
+    running = 1  # the item that the first chunk is at
+    for chunk in worker.chunks.values():
+        n_items = chunk.n_left - running
+        running = 0
+        if n_items > 0 and chunk.slot is not None and not chunk.is_exhausted:
+            found.append((chunk, n_items))
+    return found

@@ -32,6 +32,11 @@ def create() -> int:
     """Descriptor of a new, empty, anonymous file; the caller closes it."""
     if hasattr(os, "memfd_create"):
         return os.memfd_create("amorsize_executor", os.MFD_CLOEXEC)
+    return create_in_folder()
+
+
+def create_in_folder() -> int:
+    """The same as a file of the temporary folder, unlinked at once."""
     import tempfile
 
     fd, path = tempfile.mkstemp(prefix="amorsize_executor-")

@@ -24,8 +24,9 @@ import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from . import blocks, protocol
+from . import blocks, claims, protocol
 from .channel import Channel, Frame, FrameReader, Receiver, make_frame
+from .claims import ClaimFile
 from .process import worker_main
 from .protocol import StatusBlock
 
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
 #: Frames of one worker handled in a row before others get a turn, in reads.
 _READS_PER_TURN = 8
+#: Chunks that a worker has at most: one runs, one waits. Each has its own claims.
+SLOTS = 2
 #: Descriptors that the start of a process takes for a moment; counted with strace, and doubled.
 _START_DESCRIPTORS = 32
 #: At most this much of a crash report is kept, in bytes.
@@ -93,6 +96,7 @@ class _Worker:
         self.end_fd = self.pidfd if self.pidfd >= 0 else process.sentinel
         self.memory = memory
         self.status = memory.status
+        self.claims = memory.claims
 
     def exitcode(self) -> int | None:
         """Exit status of a process that has ended; None if it is not to be had."""
@@ -121,16 +125,21 @@ class _Worker:
 
 
 class _SharedMemory:
-    """What a worker leaves behind when it dies: its status, and what faulthandler wrote."""
+    """What parent and worker share: its status and faulthandler's report, which outlive it, and claims on items."""
 
     def __init__(self) -> None:
-        self.status_fd = blocks.create_sized(StatusBlock.NBYTES)
-        try:
+        with contextlib.ExitStack() as undo:
+            self.status_fd = blocks.create_sized(StatusBlock.NBYTES)
+            undo.callback(os.close, self.status_fd)
             self.status = StatusBlock(self.status_fd)
+            undo.callback(self.status.close)
             self.fault_fd = blocks.create()
-        except BaseException:
-            os.close(self.status_fd)
-            raise
+            undo.callback(os.close, self.fault_fd)
+            self.claims: list[ClaimFile] = []
+            for _ in range(SLOTS):
+                self.claims.append(claims.create())
+                undo.callback(self.claims[-1].close)
+            undo.pop_all()
 
     def fault(self) -> str:
         """What faulthandler wrote as the process ended."""
@@ -139,11 +148,11 @@ class _SharedMemory:
 
     def close(self) -> None:
         self.status.close()
-        blocks.close_all([self.status_fd, self.fault_fd])
+        self.drop_after_fork()
 
     def drop_after_fork(self) -> None:
         """In the child of a fork."""
-        blocks.close_all([self.status_fd, self.fault_fd])
+        blocks.close_all([self.status_fd, self.fault_fd, *(c.fd for c in self.claims)])
 
 
 class WorkerPool:
@@ -178,7 +187,7 @@ class WorkerPool:
         self._receiver: Receiver | None = None  # made by the I/O thread: its memory takes time
         self._want_write: set[int] = set()
         self._life_pipe: tuple[int, int] | None = None
-        # Guards _to_watch, _is_awake and workers' is_reaped; held for a few operations on them.
+        # Guards _to_watch, _is_awake, workers' is_reaped, and their claims; held for a few operations on them.
         self._lock = threading.Lock()
         self._to_watch: set[int] = set()  # workers whose socket was full when another thread sent
         self._is_awake = False
@@ -207,6 +216,19 @@ class WorkerPool:
             with self._lock:
                 self._to_watch.add(worker_id)
             self.wake()
+
+    def offer(self, worker_id: int, slot: int, n_items: int) -> None:
+        """Let a worker claim the items of the chunk that is about to be sent."""
+        with self._lock:  # after its end the descriptor may be another file's
+            worker = self._workers.get(worker_id)
+            if worker is not None:
+                worker.claims[slot].offer(n_items)
+
+    def take_back(self, worker_id: int, slot: int) -> int:
+        """Claim what is left of a worker's chunk: that many of its last items will not run there. Does not block."""
+        with self._lock:
+            worker = self._workers.get(worker_id)
+            return worker.claims[slot].take(claims.MOST_TICKETS) if worker is not None else 0
 
     def known_functions(self, worker_id: int) -> set[int]:
         """Ids of functions that were sent to a worker. A hint: the worker may have forgotten some."""
@@ -264,6 +286,7 @@ class WorkerPool:
                 frames = [
                     make_frame((protocol.ATTACH, "status"), os.dup(memory.status_fd)),
                     make_frame((protocol.ATTACH, "faults"), os.dup(memory.fault_fd)),
+                    *(make_frame((protocol.ATTACH, "claims"), os.dup(c.fd)) for c in memory.claims),
                     make_frame((protocol.ATTACH, "life"), os.dup(self._life()[0])),
                     self.init_message(),
                 ]
@@ -410,7 +433,8 @@ class WorkerPool:
         except Exception as error:  # a record cut short by the death: its item counts as running
             fault = f"{fault}(unreadable record: {error!r})"
         running = worker.status.running()
-        del self._workers[worker.worker_id]
+        with self._lock:
+            del self._workers[worker.worker_id]
         worker.close()
         on_end(Ended(worker.worker_id, worker.pid, exitcode, running, fault))
 
@@ -422,9 +446,11 @@ class WorkerPool:
         self._wake_r.close()
         self._wake_w.close()
         self._close_life()
-        for worker in self._workers.values():
+        with self._lock:
+            workers = list(self._workers.values())
+            self._workers.clear()
+        for worker in workers:
             worker.close()
-        self._workers.clear()
 
     def drop_after_fork(self) -> None:
         """In the child of a fork: let go of the parent's workers without touching them."""

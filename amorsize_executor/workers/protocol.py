@@ -7,8 +7,11 @@ knows the task that was running and has the results of those before it.
 Parent to worker::
 
     (INIT, entry or None)                        initializer and its arguments; descriptors come in two frames
-    (ATTACH, what)                               what: "status" or "faults"; the frame's block is it
-    (RUN, chunk_id, functions, fn_ids, kind, items)
+    (ATTACH, what)                               what: "status", "claims" (once for each slot), "faults" or "life"; the
+                                                 frame's block is it
+    (RUN, chunk_id, slot, functions, fn_ids, kind, items)
+                                                 slot: (whose claims are for this chunk, whether it is of a map and
+                                                 claimed in small groups), or None if it needs none;
                                                  functions: ((fn_id, entry), ...) that the worker may not have;
                                                  fn_ids: one id for all items, or a list; a function with a negative
                                                  id has state: it is unpickled anew for the chunk, and if the ids are
@@ -22,6 +25,7 @@ Worker to parent::
     (RESULTS, chunk_id, offset, n, elapsed_ns, cpu_ns, values)      values: plain scalars; times are -1 if not known
     (OUTCOMES, chunk_id, offset, n, elapsed_ns, cpu_ns, outcomes)   outcomes: [(kind, entry), ...]
     (NEED_FUNCTIONS, chunk_id)                   the worker has forgotten a function of this chunk
+    (CUT, chunk_id)                              what the parent took back of this chunk will not run here
     (MEMORY, nbytes)                             peak resident memory has grown
 """
 
@@ -35,7 +39,7 @@ from typing import Any
 from .channel import FRAME_NBYTES
 
 INIT, ATTACH, RUN, EXIT = 1, 2, 3, 4
-READY, INIT_FAILED, RESULTS, OUTCOMES, NEED_FUNCTIONS, MEMORY = 11, 12, 13, 14, 15, 16
+READY, INIT_FAILED, RESULTS, OUTCOMES, NEED_FUNCTIONS, MEMORY, CUT = 11, 12, 13, 14, 15, 16, 17
 
 #: Kinds of outcome of one item.
 VALUE, ERROR, SKIPPED = 0, 1, 2
@@ -45,14 +49,16 @@ VALUE, ERROR, SKIPPED = 0, 1, 2
 #: makes of (arguments, keyword arguments).
 SCALAR_ITEMS, SCALAR_TUPLES, ENTRIES = 0, 1, 2
 
+#: What the journal of a group holds: values or outcomes one behind another as `marshal` writes them, or a vector.
+MARSHALLED, MARSHALLED_OUTCOMES, INTEGERS, FLOATS = 0, 1, 2, 3
+
 
 class StatusBlock:
     """Memory shared by the parent and one worker; written by the worker, read by the parent after its death.
 
     Words of 8 bytes: chunk id, offset and count of the items that run now (chunk id 0: none), bytes of records that
-    are written but perhaps not sent, number of results in the journal, whether these are outcomes. The records follow,
-    then the journal: the results (or outcomes) of a group of short items that runs, one behind another as `marshal`
-    writes them.
+    are written but perhaps not sent, number of results in the journal, and what it holds (`MARSHALLED` ...). The
+    records follow, then the journal of the group of short items that runs.
     """
 
     HEADER_NBYTES = 64
@@ -65,6 +71,8 @@ class StatusBlock:
         self.words = self._view[: self.HEADER_NBYTES].cast("Q")
         self.records = self._view[self.HEADER_NBYTES : self.HEADER_NBYTES + FRAME_NBYTES]
         self.journal = self._view[self.HEADER_NBYTES + FRAME_NBYTES :]
+        self.integers = self.journal.cast("q")
+        self.floats = self.journal.cast("d")
 
     def running(self) -> tuple[int, int, int] | None:
         """(chunk id, offset, count) of the item that runs, or None; the count is 0 or 1."""
@@ -79,9 +87,14 @@ class StatusBlock:
         n_kept = self.words[4]
         if not self.words[0] or not n_kept:
             return None
-        code = OUTCOMES if self.words[5] else RESULTS
-        file = io.BytesIO(self.journal)
-        return (code, self.words[0], self.words[1], n_kept, -1, -1, [marshal.load(file) for _ in range(n_kept)])
+        held = self.words[5]
+        if held in (INTEGERS, FLOATS):
+            values = (self.integers if held == INTEGERS else self.floats)[:n_kept].tolist()
+        else:
+            file = io.BytesIO(self.journal)
+            values = [marshal.load(file) for _ in range(n_kept)]
+        code = OUTCOMES if held == MARSHALLED_OUTCOMES else RESULTS
+        return (code, self.words[0], self.words[1], n_kept, -1, -1, values)
 
     def unsent(self) -> bytes:
         """Records that were written and perhaps not sent."""
@@ -91,6 +104,8 @@ class StatusBlock:
         """Unmap."""
         self.words.release()
         self.records.release()
+        self.integers.release()
+        self.floats.release()
         self.journal.release()
         self._view.release()
         self._map.close()

@@ -6,18 +6,19 @@ from collections import Counter
 from collections.abc import Hashable, Sequence
 from typing import Any
 
-from amorsize_executor.decisions.cost_model import CostModel
-from amorsize_executor.decisions.scheduler import (
+from amorsize_executor.decisions.actions import (
     Action,
     BreakPool,
-    Chunk,
     FailItems,
     KillWorker,
     RetireWorker,
-    Scheduler,
     SendChunk,
     StartWorker,
+    TakeBack,
 )
+from amorsize_executor.decisions.cost_model import CostModel
+from amorsize_executor.decisions.scheduler import Scheduler
+from amorsize_executor.decisions.work import Chunk
 
 #: A map and an index in it, or None and the id of a submitted task.
 Item = tuple[int | None, int]
@@ -41,6 +42,7 @@ class FakePool:
         self.runs: Counter[Item] = Counter()
         self.failed: list[Item] = []
         self.is_broken = False
+        self.n_claimed = 1  # items that a worker has claimed ahead of what is settled, in its first chunk
 
     # what a test reads
 
@@ -91,11 +93,30 @@ class FakePool:
         n = len(left(chunk)) if n_items is None else n_items
         for item in left(chunk)[:n]:
             self.runs[chunk.job_id, item] += 1
-        if n == len(left(chunk)):
+        is_over = n == len(left(chunk)) and not chunk.awaits_cut
+        if is_over:
             del self.chunks[worker_id][0]
         self.do(self.scheduler.items_done(worker_id, chunk.chunk_id, n, self.now))
+        if not is_over:
+            self.come_to_cut(worker_id)
         if item_s is not None:
             self.cost_model.observe("f", n, n * item_s)
+
+    def come_to_cut(self, worker_id: int) -> None:
+        """A worker tells that it has come to where chunks were cut."""
+        chunks = self.chunks[worker_id]
+        while chunks and chunks[0].awaits_cut and not left(chunks[0]):
+            self.do(self.scheduler.chunk_cut(worker_id, chunks.pop(0).chunk_id, self.now))
+
+    def take_back(self, worker_id: int, chunk: Chunk) -> None:
+        """Claim what a worker has not."""
+        chunks = self.chunks[worker_id]
+        n = len(left(chunk)) - (self.n_claimed if chunk is chunks[0] else 0)
+        if n > 0:
+            self.n_given[worker_id] -= n
+        self.do(self.scheduler.taken_back(worker_id, chunk.chunk_id, max(n, 0), self.now))
+        assert chunk.slot is not None, "only what has a slot can be taken back"
+        self.come_to_cut(worker_id)
 
     def die(self, worker_id: int, running: tuple[int, int, int] | None = None) -> None:
         """A worker's process ends; `running` is what it says it ran."""
@@ -158,6 +179,8 @@ class FakePool:
             self.n_given[worker_id] += len(chunk.items)
             assert len(self.chunks[worker_id]) <= DEPTH, "a worker has one chunk that runs, and one that waits"
             assert self.max_tasks_per_child is None or self.n_given[worker_id] <= self.max_tasks_per_child
+        elif isinstance(action, TakeBack):
+            self.take_back(*action)
         elif isinstance(action, RetireWorker):
             assert not self.chunks[action.worker_id], "who leaves has done what it had"
             self.ready.remove(action.worker_id)

@@ -114,13 +114,14 @@ def test_beginning_of_a_map_is_not_expected_to_be_like_the_end_of_the_last(model
     model.observe("f", 10, 10.0)
     for _ in range(50):
         model.observe("f", 10, 1e-3)
-    recent, cautious = model.mean_s("f"), model.cautious_mean_s("f")
+    recent, _ = model.next_items("f", is_confirmed=True)
+    cautious, _ = model.next_items("f", is_confirmed=False)
     assert recent == pytest.approx(1e-4, rel=0.1)
     assert cautious == pytest.approx((10.0 + 50e-3) / 510)
 
 
 def test_nothing_is_expected_of_an_unknown_function(model: CostModel) -> None:
-    assert model.cautious_mean_s("f") is None
+    assert model.next_items("f", is_confirmed=False)[0] is None
 
 
 def test_first_worker_start_replaces_the_guess(model: CostModel) -> None:

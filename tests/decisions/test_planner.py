@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from amorsize_executor.decisions import planner
@@ -114,10 +116,10 @@ def test_chunks_shrink_to_the_end() -> None:
     sizes = []
     remaining = 10_000
     while remaining:
-        sizes.append(chunk_size(remaining, 4, 1e-5, known=True))
+        sizes.append(chunk_size(remaining, 4, 1e-5, known=True, variation=0.0))
         remaining -= sizes[-1]
     assert sizes == sorted(sizes, reverse=True)
-    assert sizes[0] == 10_000 // 8
+    assert sizes[0] == math.ceil(10_000 / (4 * planner.LEAST_FACTOR))
     assert sum(sizes) == 10_000
 
 

@@ -112,6 +112,14 @@ class Events(RuleBasedStateMachine):
 
     @precondition(lambda self: self.sizes)
     @rule(data=st.data())
+    def pull_ahead(self, data: st.DataObject) -> None:
+        job_id = self.a_map(data)
+        indices = st.integers(0, max(self.sizes[job_id] - 1, 0))
+        giants = data.draw(st.lists(st.tuples(indices, st.floats(0.1, 10)), unique_by=lambda pair: pair[0]))
+        self.scheduler.pull_ahead(job_id, giants)
+
+    @precondition(lambda self: self.sizes)
+    @rule(data=st.data())
     def cancel_map(self, data: st.DataObject) -> None:
         job_id = self.a_map(data)
         self.scheduler.cancel_map(job_id)
@@ -176,8 +184,8 @@ class Events(RuleBasedStateMachine):
         if chunks and data.draw(st.booleans(), label="ran something"):
             # Results that it wrote are in before its death is told, so at worst the mark is that of settled items.
             chunk = chunks[0]
-            first = data.draw(st.integers(0, len(chunk.items) - 1), label="first")
-            count = data.draw(st.integers(1, len(chunk.items) - first), label="count")
+            first = data.draw(st.integers(0, max(len(chunk.items) - 1, 0)), label="first")
+            count = data.draw(st.integers(1, max(len(chunk.items) - first, 1)), label="count")
             running = (chunk.chunk_id, first, count)
             is_wanted = chunk.job_id is None or chunk.job_id in self.sizes
             for item in chunk.items[max(first, chunk.n_done) : first + count] if is_wanted else ():
@@ -205,6 +213,11 @@ class Events(RuleBasedStateMachine):
         self.pool.wait(elapsed_s)
         in_s = self.scheduler.next_tick(self.pool.now)
         assert in_s is None or in_s > 0, "after a tick there is nothing left to do now"
+
+    @rule(n_claimed=st.integers(0, 5))
+    def claim_ahead(self, n_claimed: int) -> None:
+        """Workers claim more or less ahead of what they have settled from now on."""
+        self.pool.n_claimed = n_claimed
 
     @rule(max_workers=st.integers(1, 5))
     def resize(self, max_workers: int) -> None:
@@ -373,7 +386,7 @@ def test_mean_stays_within_what_was_observed(observations: list[tuple[int, float
     assert found is not None
     shortest, longest = min(s for _, s in observations), max(s for _, s in observations)
     assert shortest * (1 - 1e-9) <= found.mean_s <= longest * (1 + 1e-9)
-    cautious = model.cautious_mean_s("f")
+    cautious, _ = model.next_items("f", is_confirmed=False)
     assert cautious is not None
     assert found.mean_s <= cautious <= longest * (1 + 1e-9)
     assert found.std_s >= 0

@@ -62,6 +62,13 @@ def take_then(go: Signal, value: Any) -> Any:
     return value
 
 
+def take_at_zero(go: Signal, x: int) -> int:
+    """Block on the item 0."""
+    if x == 0:
+        go.take()
+    return x
+
+
 def give(signal: Signal, value: Any = None) -> Any:
     signal.give()
     return value

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from amorsize_executor import AmorsizeExecutor
+from amorsize_executor import AmorsizeExecutor, CostModel
 
 from . import tasks
 from .tools import LIMIT_S, Signal
@@ -517,3 +517,37 @@ def test_the_reason_names_what_kept_items_out_of_the_caller(automatic: AmorsizeE
     assert plan is not None
     assert plan.constraint == "a timeout is set"
     assert "a timeout is set" in plan.reason
+
+
+def test_items_behind_a_blocked_one_go_to_another_worker(make_signal: Callable[[], Signal]) -> None:
+    go = make_signal()
+    with AmorsizeExecutor(max_workers=2, inline="never", cost_model=CostModel()) as executor:
+        go.give()
+        assert list(executor.map(tasks.take_at_zero, [go] * 200, range(200))) == list(range(200))  # known from now on
+        results = executor.map(tasks.take_at_zero, [go] * 2000, range(2000), ordered=False)
+        before = set(itertools.islice(results, 1900))  # all but perhaps those that were claimed with the blocked one
+        assert 0 not in before
+        go.give()
+        assert before | set(results) == set(range(2000))
+
+
+def test_a_chunk_of_a_fixed_size_stays_together_behind_a_blocked_item(make_signal: Callable[[], Signal]) -> None:
+    go = make_signal()
+    with AmorsizeExecutor(max_workers=2, inline="never") as executor:
+        results = executor.map(tasks.take_at_zero, [go] * 200, range(200), ordered=False, chunksize=50)
+        assert sorted(itertools.islice(results, 150)) == list(range(50, 200))
+        go.give()
+        assert sorted(results) == list(range(50))
+
+
+def test_tasks_in_a_group_behind_a_blocked_one_get_a_worker(make_signal: Callable[[], Signal]) -> None:
+    go = make_signal()
+    with AmorsizeExecutor(max_workers=2, cost_model=CostModel()) as executor:
+        go.give()
+        executor.submit(tasks.take_at_zero, go, 0).result(LIMIT_S)  # known to be short from now on
+        for _ in range(2):  # with one worker, then with two
+            futures = [executor.submit(tasks.take_at_zero, go, x) for x in range(300)]
+            assert [future.result(LIMIT_S) for future in futures[1:]] == list(range(1, 300))
+            assert not futures[0].done()
+            go.give()
+            assert futures[0].result(LIMIT_S) == 0

@@ -248,6 +248,8 @@ def slow(x):
 with AmorsizeExecutor(1, inline="never") as ex:
     ex.submit(pow, 2, 3).result()
     taken = take(0)
+    ex.submit(pow, 2, 3).result()  # by then the executor has closed what it read after the first
+    taken += take(0)
     ex.resize(3)  # not before: a start that goes on would give descriptors back
     futures = [ex.submit(pow, x, 2) for x in range(300)]
     print([f.result(20) for f in futures] == [x * x for x in range(300)])

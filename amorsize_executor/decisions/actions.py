@@ -1,0 +1,56 @@
+"""What the scheduler wants done: commands for whoever owns processes and channels."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Union
+
+from .work import Chunk
+
+
+class StartWorker(NamedTuple):
+    """Start a process and call `worker_ready` when it answers."""
+
+    worker_id: int
+
+
+class SendChunk(NamedTuple):
+    """Let a worker claim the items of a chunk, if it has a slot, and send it."""
+
+    worker_id: int
+    chunk: Chunk
+
+
+class TakeBack(NamedTuple):
+    """Claim what a worker has not begun of a chunk and call `taken_back` with how much that was."""
+
+    worker_id: int
+    chunk: Chunk
+
+
+class RetireWorker(NamedTuple):
+    """Let a worker end after what it has; `worker_died` follows."""
+
+    worker_id: int
+
+
+class KillWorker(NamedTuple):
+    """End a worker at once; `worker_died` follows."""
+
+    worker_id: int
+
+
+class FailItems(NamedTuple):
+    """These items were running when their worker died, and may not run again."""
+
+    job_id: int | None
+    items: tuple[int, ...]
+    worker_id: int
+
+
+class BreakPool(NamedTuple):
+    """No worker can be started: everything that waits fails."""
+
+
+Action = Union[  # noqa: UP007  (3.10 at run time)
+    StartWorker, SendChunk, TakeBack, RetireWorker, KillWorker, FailItems, BreakPool
+]

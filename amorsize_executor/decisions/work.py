@@ -1,0 +1,305 @@
+"""Work that waits: submitted tasks, the items of maps, and the chunks cut from both.
+
+Invariant: every item is in exactly one place: waiting here, in one chunk of one worker, or settled (done, failed,
+cancelled, taken by the caller). Owned by the scheduler.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Hashable, Sequence
+
+from . import planner
+from .cost_model import CostModel
+
+#: Submitted tasks are grouped up to this much predicted work, in seconds, and this many tasks.
+_GROUP_S = 1e-3
+_GROUP_TASKS = 256
+#: A chunk is overdue when it takes three times as long as expected, and this much more, in seconds.
+OVERDUE_S = 5e-3
+#: Items of a chunk at most; a claim file has no more tickets.
+_MOST_ITEMS = 1 << 20
+
+
+class Chunk:
+    """Items that go to a worker together.
+
+    Attributes
+    ----------
+    chunk_id
+        Unique in this scheduler.
+    job_id
+        The map they belong to; None for submitted tasks.
+    items
+        Indices within the map, or task ids; those that were taken back are cut off.
+    worker_id
+        The worker that has it.
+    expected_s
+        What the items are expected to take in all, in seconds; None when that is unknown.
+    slot
+        Which of the worker's claims is for this chunk; None if nothing of it can be taken back: a single item for a
+        worker that has nothing else, or a chunk whose size the caller fixed.
+    n_done
+        How many of the items, from the first, have been settled.
+    given_at, progress_at
+        When the worker got it, and when it last gave a result (at first: when it came to this chunk), in seconds.
+    is_exhausted
+        Nothing is left to take back: everything was claimed by its worker, or by us.
+    awaits_cut
+        Something was taken back, and the worker has not come to that point yet.
+    """
+
+    __slots__ = (
+        "awaits_cut", "chunk_id", "expected_s", "given_at", "is_exhausted", "items", "job_id", "n_done",
+        "progress_at", "slot", "worker_id",
+    )  # fmt: skip
+
+    def __init__(
+        self, chunk_id: int, job_id: int | None, items: Sequence[int], worker_id: int, expected_s: float | None
+    ) -> None:
+        self.chunk_id = chunk_id
+        self.job_id = job_id
+        self.items = items
+        self.worker_id = worker_id
+        self.expected_s = expected_s
+        self.slot: int | None = None
+        self.given_at = self.progress_at = 0.0
+        self.n_done = 0
+        self.is_exhausted = False
+        self.awaits_cut = False
+
+    @property
+    def n_left(self) -> int:
+        """Items that are not settled."""
+        return len(self.items) - self.n_done
+
+    @property
+    def claims(self) -> tuple[int, bool] | None:
+        """Its slot, and whether items may be claimed in small groups: a submitted task may block, so it stands alone."""
+        return None if self.slot is None else (self.slot, self.job_id is not None)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether its worker is done with it."""
+        return self.n_done >= len(self.items) and not self.awaits_cut
+
+    def is_overdue(self, now: float) -> bool:
+        """Whether it takes much longer than expected, so that nothing should wait behind it."""
+        return self.expected_s is None or now - self.given_at > 3 * self.expected_s + OVERDUE_S
+
+    def cut(self, n_items: int) -> Sequence[int]:
+        """Take the last items off."""
+        keep = len(self.items) - n_items
+        taken = self.items[keep:]
+        self.items = self.items[:keep]
+        if self.expected_s is not None:
+            self.expected_s *= keep / (keep + n_items)
+        return taken
+
+
+class MapWork:
+    """The items of one map.
+
+    Items below `next` were given out, save those in `returned`; giants at and above it wait in `giants`.
+
+    Attributes
+    ----------
+    held
+        No worker may take items yet.
+    n_workers
+        How many workers are wanted.
+    growth
+        Largest run of items that gave results in this map; it bounds the next chunk.
+    nbytes
+        Size of one item, in bytes.
+    started_at
+        When workers were first asked to help, in seconds.
+    """
+
+    __slots__ = (
+        "chunksize", "closed", "giants", "growth", "held", "job_id", "key", "n_items", "n_settled", "n_workers",
+        "nbytes", "next", "passed", "returned", "started_at",
+    )  # fmt: skip
+
+    def __init__(self, job_id: int, key: Hashable, n_items: int, chunksize: int | None, closed: bool) -> None:
+        self.job_id = job_id
+        self.key = key
+        self.n_items = n_items
+        self.chunksize = chunksize
+        self.closed = closed
+        self.held = True
+        self.n_workers = 0
+        self.next = 0
+        self.returned: deque[int] = deque()
+        self.giants: deque[tuple[int, float]] = deque()  # (index, expected seconds), the longest first
+        self.passed: deque[int] = deque()  # indices at and above `next` that are or were giants, ascending
+        self.n_settled = 0
+        self.growth = 0
+        self.nbytes = 0.0
+        self.started_at: float | None = None
+
+    @property
+    def n_waiting(self) -> int:
+        """Items that were not given out."""
+        return self.n_items - self.next + len(self.returned) + len(self.giants) - len(self.passed)
+
+    def waiting_items(self) -> list[int]:
+        """Items that were not given out, in the order in which they will be."""
+        passed = set(self.passed)
+        rest = [i for i in range(self.next, self.n_items) if i not in passed]
+        return [*(i for i, _ in self.giants), *self.returned, *rest]
+
+    def pull_ahead(self, giants: Sequence[tuple[int, float]]) -> None:
+        """Give these items (index, expected seconds) out first, one by one; those given out already stay so."""
+        if self.giants or self.passed:
+            return  # once is enough
+        kept = [pair for pair in giants if self.next <= pair[0] < self.n_items]
+        self.giants.extend(sorted(kept, key=lambda pair: -pair[1]))
+        self.passed.extend(sorted(i for i, _ in kept))
+        self._step_over()
+
+    def _step_over(self) -> None:
+        while self.passed and self.passed[0] == self.next:
+            self.passed.popleft()
+            self.next += 1
+
+    def take_next(self, most: int) -> range:
+        """Items in their order, without a giant."""
+        stop = min(self.next + most, self.n_items)
+        if self.passed:
+            stop = min(stop, self.passed[0])
+        taken = range(self.next, stop)
+        if taken:
+            self.next = stop
+            self._step_over()
+        return taken
+
+    def drop_waiting(self) -> list[int]:
+        """Take all items that wait."""
+        waiting = self.waiting_items()
+        self.next = self.n_items
+        for place in (self.returned, self.giants, self.passed):
+            place.clear()
+        return waiting
+
+    def cut(
+        self, model: CostModel, n_workers: int, most: int | None, *, is_calm: bool
+    ) -> tuple[Sequence[int], float | None]:
+        """Take the items of the next chunk, and what they are expected to take in seconds.
+
+        Parameters
+        ----------
+        model
+            Tells how long an item takes.
+        n_workers
+            Workers that share what is left.
+        most
+            Items at most, or None.
+        is_calm
+            Whether the worker has nothing to do; else the chunk waits behind another one.
+        """
+        if self.giants and is_calm:
+            index, expected_s = self.giants.popleft()
+            return [index], expected_s
+        mean_s, variation = model.next_items(self.key, is_confirmed=self.growth > 0)
+        if not is_calm and (mean_s is None or self.n_waiting <= n_workers):
+            return (), None  # the tail: whoever is free first takes it
+        if self.chunksize is not None:
+            size = self.chunksize
+        else:
+            size = planner.chunk_size(
+                self.n_waiting,
+                n_workers,
+                mean_s,
+                known=self.growth > 0,
+                variation=variation,
+                nbytes=self.nbytes,
+                limit=max(self.growth, 1) * planner.CHUNK_GROWTH if self.growth else None,
+            )
+        size = min(size, _MOST_ITEMS, _MOST_ITEMS if most is None else most)
+        items: Sequence[int]
+        if self.returned:
+            items = [self.returned.popleft() for _ in range(min(size, len(self.returned)))]
+        else:
+            items = self.take_next(size)
+        return items, None if mean_s is None else mean_s * len(items)
+
+
+class TaskQueue:
+    """Submitted tasks that wait, first in, first out, and what is known of those that are with workers.
+
+    Attributes
+    ----------
+    waiting
+        (task id, function's key).
+    alone
+        Waiting or running tasks that share a chunk with no other.
+    since
+        When the queue was last empty, in seconds.
+    """
+
+    def __init__(self) -> None:
+        self.waiting: deque[tuple[int, Hashable]] = deque()
+        self.alone: set[int] = set()
+        self.since = 0.0
+        self._keys: dict[int, Hashable] = {}  # of tasks that are with a worker
+
+    def give(self, task_id: int, key: Hashable) -> None:
+        """A task goes to a worker without waiting."""
+        self._keys[task_id] = key
+
+    def put_back(self, task_ids: Sequence[int]) -> None:
+        """Tasks that were with a worker wait again, before all others."""
+        self.waiting.extendleft((task_id, self._keys.pop(task_id)) for task_id in reversed(task_ids))
+
+    def forget(self, task_id: int) -> None:
+        """A task is settled."""
+        self._keys.pop(task_id, None)
+        self.alone.discard(task_id)
+
+    def drop_waiting(self) -> list[int]:
+        """Take all tasks that wait."""
+        dropped = [task_id for task_id, _ in self.waiting]
+        self.waiting.clear()
+        self.alone.difference_update(dropped)
+        return dropped
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self.waiting.clear()
+        self.alone.clear()
+        self._keys.clear()
+
+    def cut(self, model: CostModel, n_workers: int, most: int | None) -> tuple[list[int], float | None]:
+        """Take a group of tasks: one, or as many short ones as make a group worth a message."""
+        share = -(-len(self.waiting) // max(n_workers, 1))
+        limit = max(min(_GROUP_TASKS, share, _GROUP_TASKS if most is None else most), 1)
+        items: list[int] = []
+        total_s = 0.0
+        last_key: Hashable = None
+        t: float | None = None
+        while self.waiting and len(items) < limit:
+            task_id, key = self.waiting[0]
+            if not items or key != last_key:
+                t, last_key = model.mean_s(key), key
+            if items and (t is None or total_s + t > _GROUP_S or task_id in self.alone):
+                break
+            self.waiting.popleft()
+            self._keys[task_id] = key
+            items.append(task_id)
+            if t is None:
+                return items, None
+            total_s += t
+            if task_id in self.alone:
+                break
+        return items, total_s
+
+    def backlog_s(self, model: CostModel, unknown_s: float, enough_s: float) -> float:
+        """Predicted seconds of all that waits, from the first tasks; an unknown one counts as `unknown_s`."""
+        total_s = 0.0
+        for seen, (_, key) in enumerate(self.waiting, 1):
+            t = model.mean_s(key)
+            total_s += t if t is not None else unknown_s
+            if seen > 64 or total_s >= enough_s:
+                return total_s * len(self.waiting) / seen
+        return total_s
