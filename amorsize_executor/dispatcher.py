@@ -146,6 +146,11 @@ class Dispatcher:
         if lifecycle.is_interpreter_ending():
             raise RuntimeError("cannot schedule new futures after interpreter shutdown")
 
+    @property
+    def is_open(self) -> bool:
+        """Whether `check_open` has nothing to raise."""
+        return self._broken is None and not self.is_shut_down and not lifecycle.is_interpreter_ending()
+
     def submit(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Future[Any]:
         """Run a call in a worker."""
         self.check_open()

@@ -10,7 +10,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from . import machine
 from .decisions.cost_model import CostModel
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import ParamSpec
 
-    from .decisions.planner import Plan
+    from .decisions.planner import Plan, PoolState
     from .integrations.progress import Progress
 
     P = ParamSpec("P")
@@ -47,6 +47,26 @@ _THREAD_VARIABLES = (
 _process_model = CostModel()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_process_model.renew_lock)
+
+
+class RunningMap(NamedTuple):
+    """A map that was started, for callers that need more of it than its results.
+
+    Attributes
+    ----------
+    results
+        What `AmorsizeExecutor.map` returns.
+    job
+        The map itself; None when there are no items.
+    """
+
+    results: Iterator[Any]
+    job: MapJob | None
+
+    @property
+    def plan(self) -> Plan | None:
+        """What this map does and why; its `actual_s` is set when its last result was taken."""
+        return None if self.job is None else self.job.plan
 
 
 class AmorsizeExecutor(Executor):
@@ -234,6 +254,42 @@ class AmorsizeExecutor(Executor):
         TypeError, ValueError
             For a parameter of the wrong type or out of range.
         """
+        if not iterables:
+            raise TypeError("map() must have at least one iterable")
+        return self.start_map(
+            fn,
+            *iterables,
+            timeout=timeout,
+            chunksize=chunksize,
+            buffersize=buffersize,
+            ordered=ordered,
+            progress=progress,
+        ).results
+
+    def start_map(
+        self,
+        fn: Callable[..., Any],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int | None = None,
+        buffersize: int | None = None,
+        ordered: bool = True,
+        progress: bool | Callable[[int, int], object] | None = None,
+        n_workers: int | None = None,
+        sample_size: int | None = None,
+    ) -> RunningMap:
+        """Do what `map` does, for callers who decide more themselves or want the plan of this very map.
+
+        Parameters
+        ----------
+        fn, iterables, timeout, chunksize, buffersize, ordered, progress
+            As for `map`.
+        n_workers
+            Workers to use, decided elsewhere; nothing runs in the caller then. None: as it pays.
+        sample_size
+            Of a function that is not known yet, at most so many items run in the caller before it is decided how to
+            go on. None: as many as fit into half a millisecond.
+        """
         _check_callable(fn)
         _check_number("timeout", timeout)
         until = None if timeout is None else time.monotonic() + timeout
@@ -245,8 +301,10 @@ class AmorsizeExecutor(Executor):
             progress = self._progress
         else:
             _check_progress(progress)
-        if not iterables:
-            raise TypeError("map() must have at least one iterable")
+        if n_workers is not None:
+            _check_int("n_workers", n_workers, 1)
+        if sample_size is not None:
+            _check_int("sample_size", sample_size, 1)
         dispatcher = self._own()
         dispatcher.check_open()
         is_star = len(iterables) > 1
@@ -259,9 +317,11 @@ class AmorsizeExecutor(Executor):
             if len(items) < buffersize:
                 source = None
         if not items:
-            return iter(())
+            return RunningMap(iter(()), None)
         constraint = ""
-        if self._settings.inline == "never":
+        if n_workers is not None:
+            constraint = f"{n_workers} worker{'s were' if n_workers > 1 else ' was'} asked for"
+        elif self._settings.inline == "never":
             constraint = "inline='never'"
         elif self._settings.initializer is not None:
             constraint = "an initializer is set"
@@ -275,10 +335,12 @@ class AmorsizeExecutor(Executor):
             chunksize=chunksize,
             is_ordered=ordered,
             constraint=constraint,
+            n_workers=n_workers,
+            sample_size=sample_size,
         )
         shown = _make_progress(progress, job) if progress else None
         # Who has more to read must be able to submit it: then the iterator keeps the executor alive.
-        return _results(dispatcher, job, until, shown, self if source is not None else None)
+        return RunningMap(_results(dispatcher, job, until, shown, self if source is not None else None), job)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more work and free the workers when what was submitted is done.
@@ -323,6 +385,27 @@ class AmorsizeExecutor(Executor):
         """
         _check_int("max_workers", max_workers, 1)
         self._own().resize(max_workers)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it takes work: it was neither shut down nor broken by workers that cannot be started."""
+        return self._own().is_open
+
+    @property
+    def max_workers(self) -> int:
+        """The upper bound on workers, as given or as set by `resize`."""
+        return self._own().scheduler.max_workers
+
+    @property
+    def cost_model(self) -> CostModel:
+        """What it knows about functions; by default the model that all executors of the process share."""
+        return self._settings.cost_model
+
+    def pool_state(self) -> PoolState:
+        """The pool as the planner sees it now."""
+        dispatcher = self._own()
+        with dispatcher.lock:
+            return dispatcher.pool_state()
 
     @property
     def last_plan(self) -> Plan | None:

@@ -21,6 +21,8 @@ _NO_LIMIT_V1 = 1 << 62
 _UNREAD = -1.0
 #: This process's CPU quota; read once, since that takes longer than a small map.
 _quota: float | None = _UNREAD
+#: The CPUs' name; None until it is asked for.
+_model: str | None = None
 
 
 def cpu_count(root: str | Path = "/") -> int:
@@ -45,6 +47,27 @@ def cpu_count(root: str | Path = "/") -> int:
     if quota is not None:
         n = min(n, max(math.ceil(quota), 1))
     return max(n, 1)
+
+
+def architecture() -> str:
+    """The CPUs' instruction set, such as "x86_64" or "arm64"."""
+    return os.uname().machine
+
+
+def cpu_model(root: str | Path = "/") -> str:
+    """The CPUs' name, such as "AMD EPYC 7B13"; the architecture's where the system tells none.
+
+    Parameters
+    ----------
+    root
+        Root of the file system to read "proc/cpuinfo" from.
+    """
+    if root != "/":
+        return _cpu_model(os.fspath(root))
+    global _model
+    if _model is None:
+        _model = _cpu_model("/")
+    return _model
 
 
 def memory_limit(root: str | Path = "/") -> int:
@@ -100,6 +123,28 @@ def _read(path: str) -> str:
 def _read_number(path: str) -> int | None:
     text = _read(path).strip()
     return int(text) if text.lstrip("-").isdigit() else None
+
+
+def _cpu_model(root: str) -> str:
+    facts: dict[str, str] = {}  # of the first CPU
+    for line in _read(os.path.join(root, "proc/cpuinfo")).splitlines():
+        name, _, value = line.partition(":")
+        facts.setdefault(name.strip(), " ".join(value.split()))
+    if facts.get("model name"):
+        return facts["model name"]
+    if facts.get("CPU part"):  # ARM: numbers of the designer and of the core
+        return f"{architecture()} {facts.get('CPU implementer', '?')}/{facts['CPU part']}"
+    return (_apple_model() if sys.platform == "darwin" else "") or architecture()
+
+
+def _apple_model() -> str:
+    import subprocess
+
+    command = ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=5).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
 
 
 def _cgroup_folders(root: str, controller: str) -> list[str]:

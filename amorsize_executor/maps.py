@@ -88,6 +88,8 @@ class Maps:
         chunksize: int | None,
         is_ordered: bool,
         constraint: str,
+        n_workers: int | None = None,
+        sample_size: int | None = None,
     ) -> MapJob:
         """Take in a map; `next_results` gives what comes out.
 
@@ -105,6 +107,10 @@ class Maps:
             Whether results come in the order of the items.
         constraint
             Why the caller may not run items; empty if it may.
+        n_workers
+            Fixed by the caller, or None.
+        sample_size
+            Items of an unknown function that the caller runs at most before it is decided; None: no bound but time.
         """
         self._engine.check_open()
         function = self._engine.functions.register(fn)
@@ -124,6 +130,7 @@ class Maps:
                 may_inline=may_inline,
                 constraint=constraint,
             )
+            job.n_workers, job.sample_size = n_workers, sample_size
             self.jobs[job.job_id] = job
             self._engine.scheduler.add_map(
                 job.job_id, function.key, len(items), chunksize=chunksize, closed=source is None
@@ -157,6 +164,9 @@ class Maps:
                 serial_s=job.n_items * plan.item_s,
                 predicted_s=done_s + (plan.predicted_s or 0.0),
             )
+        if job.n_workers is not None:
+            predicted_s = dict(plan.considered).get(job.n_workers, plan.predicted_s)
+            plan = plan._replace(n_workers=job.n_workers, predicted_s=predicted_s)
         job.plan = self.last_plan = plan
         return plan
 
@@ -266,10 +276,12 @@ class Maps:
         item_s = self._engine.cost_model.mean_s(job.function.key)
         plan = job.plan
         assert plan is not None
+        most = waiting
         if not job.is_released:
             planned = plan.item_s
-            if item_s is None or (planned is None and job.inline_s < planner.SAMPLE_S):
-                pass  # more of a sample first
+            sample_left = waiting if job.sample_size is None else job.sample_size - job.n_inline
+            if item_s is None or (planned is None and job.inline_s < planner.SAMPLE_S and sample_left > 0):
+                most = min(waiting, max(sample_left, 1))  # more of a sample first
             elif planned is None or not 0.8 * planned <= item_s <= 1.25 * planned:
                 plan = self._plan(job)
                 if not plan.is_serial:
@@ -287,7 +299,7 @@ class Maps:
             ):
                 return range(0)
         is_known = plan.item_s is not None
-        return scheduler.take_inline(job.job_id, planner.inline_batch(waiting, item_s, job.n_inline, is_known))
+        return scheduler.take_inline(job.job_id, planner.inline_batch(most, item_s, job.n_inline, is_known))
 
     def abandon(self, job: MapJob) -> None:
         """Nobody will ask for more results of a map.

@@ -21,14 +21,18 @@ PACKAGE = Path(SPEC.origin).parent
 #: Rooms from the ground up; each imports only itself, and from floors below its own.
 FLOORS = (
     {"errors", "decisions", "machine", "lifecycle"},
-    {"workers"},
+    {"workers", "identity"},
+    {"store"},
     {"inline", "failures"},
     {"results"},
     {"encoding"},
     {"maps"},
     {"dispatcher"},
     {"executor"},
-    {"integrations", "__main__"},
+    {"integrations"},
+    {"optimizer"},
+    {"cli"},
+    {"__main__"},
     {""},  # the package's own __init__: names of all
 )
 #: Looked up when a progress bar is asked for, so that nobody else pays for it.
@@ -171,7 +175,9 @@ def test_loky_is_taken_in_one_module() -> None:
     assert takers == {f"{NAME}.workers.pool"}
 
 
-@pytest.mark.parametrize("name", ["numpy", "loky", "cloudpickle", "psutil", "multiprocessing", "subprocess"])
+@pytest.mark.parametrize(
+    "name", ["numpy", "loky", "cloudpickle", "psutil", "multiprocessing", "subprocess", "sqlite3", "matplotlib"]
+)
 def test_import_is_light(name: str, loaded_by_import: set[str]) -> None:
     assert name not in loaded_by_import
 
@@ -182,3 +188,10 @@ def loaded_by_import() -> set[str]:
     code = f"import {NAME}, sys; print(*{{name.partition('.')[0] for name in sys.modules}})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return set(done.stdout.split())
+
+
+@pytest.mark.parametrize("name", ["store", "integrations.plots"])
+def test_optional_parts_load_what_they_need_when_used(name: str) -> None:
+    code = f"import {NAME}.{name}, sys; print(sys.modules.keys() & {{'sqlite3', 'matplotlib', 'numpy', 'psutil'}})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
