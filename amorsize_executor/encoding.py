@@ -95,7 +95,9 @@ def encode_tasks(chunk: Chunk, tasks: Sequence[Task | None], known: set[int]) ->
     block_fd = next((os.dup(task.block_fd) for task in kept if task.block_fd >= 0), None)
     known.update(functions)
     same = fn_ids[0] if len(set(fn_ids)) == 1 and fn_ids[0] > 0 else fn_ids
-    return make_frame((protocol.RUN, chunk.chunk_id, chunk.claims, tuple(functions.items()), same, kind, items), block_fd)
+    return make_frame(
+        (protocol.RUN, chunk.chunk_id, chunk.claims, tuple(functions.items()), same, kind, items), block_fd
+    )
 
 
 def _entry_of(task: Task | None) -> Any:

@@ -22,8 +22,8 @@ N_SAMPLES = 100_000
 BATCH = 1_000
 
 
-def make_model() -> RandomForestClassifier:
-    return RandomForestClassifier(n_estimators=100, random_state=0).fit(*load_digits(return_X_y=True))
+def make_model_bytes() -> bytes:
+    return pickle.dumps(RandomForestClassifier(n_estimators=100, random_state=0).fit(*load_digits(return_X_y=True)))
 
 
 def make_batches(n_samples: int = N_SAMPLES) -> list[np.ndarray]:
@@ -54,8 +54,7 @@ def standard_pool(function, items):
 
 
 def main() -> None:
-    model, batches = make_model(), make_batches()
-    model_bytes = pickle.dumps(model)
+    model_bytes, batches = make_model_bytes(), make_batches()
     with tempfile.TemporaryDirectory() as folder, AmorsizeExecutor() as ex:
         path = Path(folder) / "model.pickle"
         path.write_bytes(model_bytes)

@@ -41,14 +41,22 @@ def make_images(folder: Path, n_images: int = N_IMAGES) -> list[Path]:
     return paths
 
 
-def features(path: Path) -> np.ndarray:
+def pixels_of(path: Path) -> np.ndarray:
+    """Decode an image; its pixels from about -1 to 1."""
+    with Image.open(path) as image:
+        return (np.asarray(image.convert("RGB"), dtype=np.float32) - 127) / 128
+
+
+def features_of(pixels: np.ndarray) -> np.ndarray:
     """What the network sees in an image: 1,280 numbers."""
     model = image_model()
-    with Image.open(path) as image:
-        pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
-    batch = torch.from_numpy((pixels - 127) / 128).permute(2, 0, 1)[None]
     with torch.inference_mode():
-        return model.extract_features(batch).mean((2, 3))[0].numpy()
+        return model.extract_features(torch.from_numpy(pixels).permute(2, 0, 1)[None]).mean((2, 3))[0].numpy()
+
+
+def features(path: Path) -> np.ndarray:
+    """The same, from the file on."""
+    return features_of(pixels_of(path))
 
 
 def serial(paths: list[Path]) -> list[np.ndarray]:
