@@ -42,3 +42,11 @@ def text_model() -> Any:
 def saved_model(path: Path) -> Any:
     """What was pickled into a file."""
     return pickle.loads(path.read_bytes())
+
+
+@lru_cache
+def keras_model(path: Path) -> Any:
+    """A network that Keras saved."""
+    import keras
+
+    return keras.saving.load_model(path)

@@ -31,7 +31,14 @@ TABLE = (
     Example("bayesian_optimisation", ("sklearn", "optuna"), (SAME, "Best accuracy 0.9")),
     Example("container_limits", ("sklearn",), ("WORKERS=1\n", "found by 1 worker\n", "found by 2 workers")),
     Example("cross_validation", ("sklearn", "joblib"), (SAME, "Accuracy 0.9")),
+    Example(
+        "dataloader_workers",
+        ("torch", "skimage", "sklearn", "PIL"),
+        (SAME, "num_workers=", "Loss at the end"),
+        heavy=True,
+    ),
     Example("ensemble_vote", ("sklearn", "joblib"), (SAME, "together 0.9")),
+    Example("flask_prediction", ("sklearn", "flask"), (SAME, "Plan for", "the next request saw the new model")),
     Example("grid_search", ("sklearn", "tqdm"), ("All three runs found the same scores.", "Best: ")),
     Example(
         "image_features",
@@ -39,6 +46,9 @@ TABLE = (
         heavy=True,
     ),
     Example("memory_limited_models", ("sklearn",), (SAME, "limit of 900 MB")),
+    Example(
+        "mlflow_tracking", ("sklearn", "mlflow", "sqlalchemy", "alembic"), ("plan: n_jobs=", "job: n_jobs=", "speedup")
+    ),
     Example("not_picklable", ("sklearn",), ("lambda: the same", "closure over a model: the same", "bound method: the")),
     Example("numba_nogil", ("numba",), heavy=True),
     Example("preprocess_beside_training", ("torch", "skimage", "sklearn"), (SAME, "Loss at the end"), heavy=True),
@@ -47,13 +57,13 @@ TABLE = (
     Example("time_series_cv", ("sklearn", "joblib", "statsmodels"), (SAME, "Mean absolute error")),
     Example("too_fast", (), (SAME, "serial, in the caller")),
 )
-HARDLY_TESTABLE = {"keras_prediction"}
-"""By hand: TensorFlow is too large."""
+BY_HAND = {"keras_prediction"}
+"""TensorFlow is too large for tests."""
 
 
 def test_every_example_is_tested() -> None:
     scripts = {path.stem for path in EXAMPLES.glob("[!_]*.py")}
-    assert scripts - HARDLY_TESTABLE == {example.name for example in TABLE}
+    assert scripts - BY_HAND == {example.name for example in TABLE}
 
 
 @pytest.mark.slow
