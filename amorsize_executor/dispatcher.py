@@ -198,7 +198,11 @@ class Dispatcher:
     def pool_state(self) -> PoolState:
         """The pool as the planner sees it; under the lock."""
         return PoolState(
-            self.scheduler.n_ready, self.scheduler.worker_limit, self.n_cpus, self.cost_model.worker_start_s
+            self.scheduler.n_ready,
+            self.scheduler.worker_limit,
+            self.n_cpus,
+            self.cost_model.worker_start_s,
+            self.cost_model.chunk_overhead_s,
         )
 
     # ------------------------------------------------------------------ actions
@@ -223,6 +227,14 @@ class Dispatcher:
             actions = more
         if wake:
             self.wake()
+
+    def want_workers(self, n_workers: int) -> None:
+        """Start workers ahead of work, up to so many in all."""
+        self.ensure_thread()
+        self.prepare_start()
+        with self.lock:
+            actions = self.scheduler.want_workers(n_workers, time.perf_counter())
+        self.execute(actions)
 
     def prepare_start(self) -> None:
         """Import what the start of a worker takes, in this thread.
@@ -493,17 +505,29 @@ class Dispatcher:
             key = task.function.key if task is not None else None
         else:
             key = None
+        now = time.perf_counter()
+        elapsed_s, cpu_s = elapsed_ns * 1e-9, cpu_ns * 1e-9 if cpu_ns >= 0 else None
         with self.lock:
-            actions = self.scheduler.items_done(worker_id, chunk_id, n, time.perf_counter())
+            at_once = max(self.scheduler.n_busy, 1) + (job is not None and job.batch is not None)
+            began = chunk.given_at if not chunk.n_done else chunk.progress_at
+            is_single = n == 1 == len(chunk.items) and chunk.slot is None
+            actions = self.scheduler.items_done(worker_id, chunk_id, n, now)
         if actions:
             self.execute(actions)  # first give the worker its next chunk, then the caller its results
+        is_measured = key is not None and n > n_skipped and elapsed_ns >= 0
+        size = None
         if job is not None:
+            if is_measured:
+                size = job.size_of(items, elapsed_s) if not n_skipped else None
+                job.note(worker_id, began, now, n, elapsed_s, at_once, is_continued=offset > 0)
             job.settle(items, values, failed=code == protocol.OUTCOMES)
             self.maps.forget_if_settled(job)
         elif chunk.job_id is None:
             self._resolve(items, values)
-        if key is not None and n > n_skipped and elapsed_ns >= 0:
-            self.cost_model.observe(key, n - n_skipped, elapsed_ns * 1e-9, cpu_ns * 1e-9 if cpu_ns >= 0 else None)
+        if is_measured:
+            self.cost_model.observe(key, n - n_skipped, elapsed_s, cpu_s, at_once=at_once, size=size)
+            if is_single:
+                self.cost_model.observe_overhead(now - began - elapsed_s)
 
     def _resolve(self, task_ids: Any, values: list[Any]) -> None:
         for task_id, value in zip(task_ids, values, strict=True):

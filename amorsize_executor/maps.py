@@ -14,7 +14,7 @@ from collections.abc import Callable
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
 
-from .decisions import planner
+from .decisions import planner, sizes
 from .inline import InlineBatch, copy_items, copy_values
 from .results import Failed, MapJob
 
@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 
 #: A map with a buffer reads on when about this part of its buffer was taken.
 _BUFFER_PARTS = 4
+#: Batches that the caller runs one after another are one span of the timeline, if no more is between them, in seconds.
+_GAP_S = 1e-3
+#: Sizes of more items than this are not looked at to find giants: it would take longer than it gains.
+_MOST_SIZES = 100_000
 
 
 class Engine(Protocol):
@@ -53,6 +57,9 @@ class Engine(Protocol):
     def ensure_thread(self) -> None:
         """Start the I/O thread if it does not run."""
 
+    def want_workers(self, n_workers: int) -> None:
+        """Start workers ahead of work, up to so many in all."""
+
     def prepare_start(self) -> None:
         """Import what the start of a worker takes, in this thread."""
 
@@ -77,6 +84,7 @@ class Maps:
         self.jobs: dict[int, MapJob] = {}
         self.last_plan: Plan | None = None
         self._dropped: deque[MapJob] = deque()  # their iterators are gone; for the I/O thread
+        self._missed_s = 0.0  # what maps in the caller would have gained had workers been there, in seconds
 
     def open(
         self,
@@ -135,11 +143,15 @@ class Maps:
             self._engine.scheduler.add_map(
                 job.job_id, function.key, len(items), chunksize=chunksize, closed=source is None
             )
-            self._plan(job)
-        assert job.plan is not None
-        if not job.plan.is_serial:
-            self.release(job, job.plan.n_workers)
-        elif not self._engine.is_watching:
+            plan = self._plan(job)
+            pool = self._engine.pool_state()
+        if not plan.is_serial:
+            self.release(job, plan.n_workers)
+            return job
+        if self._missed_s and planner.start_pays(self._missed_s, pool) and pool.n_ready < pool.max_workers:
+            self._missed_s = 0.0
+            self._engine.want_workers(pool.n_ready + 1)
+        if not self._engine.is_watching:
             self._engine.is_watching = True
             self._engine.wake()
         return job
@@ -147,11 +159,13 @@ class Maps:
     def _plan(self, job: MapJob) -> Plan:
         """Plan what remains of a map; under the lock."""
         waiting = self._engine.scheduler.n_waiting(job.job_id)
+        pool = self._engine.pool_state()
+        job.planned_ready = pool.n_ready
         plan = planner.plan_map(
             job.function.name,
             waiting if job.plan is not None else job.n_items,
-            self._engine.cost_model.lookup(job.function.key),
-            self._engine.pool_state(),
+            self._engine.cost_model.lookup(job.function.key, in_map=job.n_settled > 0),
+            pool,
             inline=job.may_inline,
             chunksize=job.chunksize,
             constraint=job.constraint,
@@ -173,10 +187,24 @@ class Maps:
     def release(self, job: MapJob, n_workers: int) -> None:
         """Let workers take items of a map."""
         self._engine.ensure_thread()
+        giants = self._giants(job, n_workers)
         with self._engine.lock:
             job.is_released = True
+            if giants:
+                self._engine.scheduler.pull_ahead(job.job_id, giants)
             actions = self._engine.scheduler.release_map(job.job_id, n_workers, time.perf_counter())
         self._engine.execute(actions)
+
+    def _giants(self, job: MapJob, n_workers: int) -> list[tuple[int, float]]:
+        """Items that will take far longer than others, if their sizes tell that."""
+        line = self._engine.cost_model.size_line(job.function.key)
+        if line is None or job.chunksize is not None or job.is_released or job.source is not None:
+            return []
+        first, items = job.rest(_MOST_SIZES)
+        found = sizes.item_sizes(items) if items else None
+        if found is None:
+            return []
+        return [(first + i, s) for i, s in sizes.giants(found, line, n_workers)]
 
     def next_results(self, job: MapJob, until: float | None) -> list[Any] | None:
         """More results of a map, in order; None when there will be none.
@@ -226,6 +254,13 @@ class Maps:
             self._engine.await_starts()
         with self._engine.lock:
             taken = self._take_inline(job)
+            actions: list[Action] = []
+            if not taken and job.is_released and self._may_help(job):
+                actions = self._engine.scheduler.take_for_caller(job.job_id, time.perf_counter())
+        if actions:
+            self._engine.execute(actions)
+            with self._engine.lock:
+                taken = self._take_inline(job)
         if isinstance(taken, int):
             self._engine.prepare_start()
             self.release(job, taken)
@@ -236,6 +271,7 @@ class Maps:
         name, function = job.function.name, job.function
         items, error = copy_items(job.take_items(taken), taken.start, name)
         n_copied = len(items)
+        visited_at = job.visited_at
         batch = job.batch = InlineBatch(taken.start, items, function.local(), job.is_star)
         try:
             problem = batch.run()
@@ -247,7 +283,11 @@ class Maps:
         if ran:
             elapsed = job.visited_at - batch.started_at
             job.inline_s += elapsed
-            self._engine.cost_model.observe(function.key, ran, elapsed)
+            at_once = 1 + self._engine.scheduler.n_busy
+            is_next = batch.started_at - visited_at < _GAP_S
+            job.note(0, batch.started_at, job.visited_at, ran, elapsed, at_once, is_continued=is_next)
+            size = job.size_of(range(taken.start, taken.start + ran), elapsed)
+            self._engine.cost_model.observe(function.key, ran, elapsed, at_once=at_once, size=size)
         if problem is not None or ran < n_copied:
             error = problem
         error = copy_values(values, taken.start, name) or error
@@ -276,30 +316,40 @@ class Maps:
         item_s = self._engine.cost_model.mean_s(job.function.key)
         plan = job.plan
         assert plan is not None
-        most = waiting
+        most, n_sharing = waiting, 0
         if not job.is_released:
             planned = plan.item_s
             sample_left = waiting if job.sample_size is None else job.sample_size - job.n_inline
             if item_s is None or (planned is None and job.inline_s < planner.SAMPLE_S and sample_left > 0):
                 most = min(waiting, max(sample_left, 1))  # more of a sample first
-            elif planned is None or not 0.8 * planned <= item_s <= 1.25 * planned:
+            elif (
+                planned is None
+                or scheduler.n_ready != job.planned_ready
+                or not 0.8 * planned <= item_s <= 1.25 * planned
+            ):
                 plan = self._plan(job)
                 if not plan.is_serial:
                     return plan.n_workers
         else:
-            asked_at = scheduler.asked_at(job.job_id)
-            waited = time.perf_counter() - (asked_at if asked_at is not None else 0.0)
-            if not planner.inline_pays(
-                waiting,
-                item_s,
-                scheduler.n_ready,
-                min(plan.n_workers or 1, scheduler.worker_limit),
-                waited,
-                self._engine.cost_model.worker_start_s,
-            ):
+            if not self._may_help(job):
                 return range(0)
+            n_sharing = max(scheduler.n_ready, 1)
         is_known = plan.item_s is not None
-        return scheduler.take_inline(job.job_id, planner.inline_batch(most, item_s, job.n_inline, is_known))
+        most = planner.inline_batch(most, item_s, job.n_inline, is_known, n_sharing=n_sharing)
+        return scheduler.take_inline(job.job_id, most)
+
+    def _may_help(self, job: MapJob) -> bool:
+        """Whether the caller should run items of a map that workers share; under the lock or for a guess."""
+        plan, scheduler = job.plan, self._engine.scheduler
+        assert plan is not None
+        asked_at = scheduler.asked_at(job.job_id)
+        return planner.inline_pays(
+            scheduler.n_waiting(job.job_id) or 1,
+            self._engine.cost_model.lookup(job.function.key, in_map=True),
+            min(plan.n_workers or 1, scheduler.worker_limit),
+            self._engine.pool_state(),
+            time.perf_counter() - (asked_at if asked_at is not None else 0.0),
+        )
 
     def abandon(self, job: MapJob) -> None:
         """Nobody will ask for more results of a map.
@@ -328,16 +378,23 @@ class Maps:
 
     def _finish(self, job: MapJob) -> None:
         """All results of a map were handed out: its plan now tells what was real."""
+        if job.levels:
+            self._engine.cost_model.observe_map(job.function.key, job.levels)
         cost = self._engine.cost_model.lookup(job.function.key)
         with self._engine.lock:
             self.jobs.pop(job.job_id, None)
             plan = job.plan
             assert plan is not None
+            if plan.is_serial and cost is not None and job.may_inline:
+                pool = self._engine.pool_state()
+                if pool.n_ready < pool.max_workers and pool.n_cpus > 1:
+                    self._missed_s += planner.missed_s(job.n_items, cost, pool)
             job.plan = plan._replace(
                 n_items=job.n_items,
                 actual_s=time.perf_counter() - job.started_at,
                 n_inline=job.n_inline,
                 n_chunks=job.n_chunks,
+                timeline=tuple(job.spans),
             )
             if plan.item_s is None and cost is not None:  # was unknown
                 job.plan = job.plan._replace(

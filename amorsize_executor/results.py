@@ -8,6 +8,9 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from .decisions.planner import Span
+from .decisions.sizes import item_sizes
+
 if TYPE_CHECKING:
     from .decisions.planner import Plan
     from .inline import InlineBatch
@@ -15,6 +18,10 @@ if TYPE_CHECKING:
 
 #: Consumed places at the front of the lists are given back when this many have gathered.
 _TRIM = 1024
+#: Spans of the timeline that are kept.
+_MOST_SPANS = 10_000
+#: Sizes are looked at for items that take at least this long on average, in seconds: looking takes a tenth of it.
+_SIZED_ABOVE_S = 2e-6
 
 
 class Failed:
@@ -86,6 +93,13 @@ class MapJob:
         self.n_inline = 0
         self.inline_s = 0.0  # the caller's: time of the items it ran
         self.n_chunks = 0
+        self.planned_ready = 0  # workers that were ready when the plan was made
+        # What was measured: items and seconds by how many ran at once, and who ran what and when.
+        self.levels: dict[int, tuple[int, float]] = {}
+        self.spans: list[Span] = []
+        self._numbers: dict[int, int] = {0: 0}  # by worker: its number in the timeline
+        self._last_spans: dict[int, int] = {}  # by worker: index of its latest
+        self._has_sizes = True
         # For the watch: what the caller runs itself, when it last came, and the latest (items begun, time first seen).
         self.batch: InlineBatch | None = None
         self.visited_at = self.started_at
@@ -99,6 +113,54 @@ class MapJob:
             if isinstance(indices, range):
                 return self.items[indices.start - base : indices.stop - base]
             return [self.items[i - base] for i in indices]
+
+    def rest(self, most: int) -> tuple[int, list[Any]]:
+        """Index and argument of each item from the first that has not been handed out on; none if over `most`."""
+        with self.condition:
+            first = self.n_out if self.is_ordered else self.base
+            if self.n_items - first > most:
+                return first, []
+            items = self.items[first - self.base :]
+        return first, [item[0] for item in items] if self.is_star else items
+
+    def size_of(self, indices: Sequence[int], elapsed_s: float) -> float | None:
+        """Sizes of items in all, if they have any and took long enough for that to matter."""
+        if not self._has_sizes or elapsed_s < _SIZED_ABOVE_S * len(indices):
+            return None
+        items = self.take_items(indices)
+        found = item_sizes([item[0] for item in items] if self.is_star else items)
+        if found is None:
+            self._has_sizes = False
+            return None
+        return float(sum(found))
+
+    def note(
+        self,
+        worker: int,
+        start: float,
+        stop: float,
+        n_items: int,
+        elapsed_s: float,
+        at_once: int,
+        *,
+        is_continued: bool,
+    ) -> None:
+        """Take down who ran how many items between two times of `time.perf_counter`.
+
+        `worker` is 0 for the caller; `is_continued`: in one span with what it ran before.
+        """
+        with self.condition:
+            n, s = self.levels.get(at_once, (0, 0.0))
+            self.levels[at_once] = (n + n_items, s + elapsed_s)
+            start_s, stop_s = start - self.started_at, stop - self.started_at
+            last = self._last_spans.get(worker)
+            if last is not None and is_continued:
+                span = self.spans[last]
+                self.spans[last] = span._replace(stop_s=stop_s, n_items=span.n_items + n_items)
+            elif len(self.spans) < _MOST_SPANS:
+                number = self._numbers.setdefault(worker, len(self._numbers))
+                self._last_spans[worker] = len(self.spans)
+                self.spans.append(Span(number, start_s, stop_s, n_items))
 
     def extend(self, new: list[Any]) -> int:
         """More items have been read; returns how many there are in all."""

@@ -25,7 +25,7 @@ MEANING = {
     MPIRE: "mpire, default chunk size",
 }
 MODULES = {
-    OURS: ("amorsize_executor",),
+    OURS: ("amorsize_executor", "loky.backend"),
     SERIAL: (),
     FORK: ("concurrent.futures.process", "multiprocessing.popen_fork"),
     SPAWN: ("concurrent.futures.process", "multiprocessing.popen_spawn_posix"),

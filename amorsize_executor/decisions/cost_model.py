@@ -1,9 +1,10 @@
 """What a function costs, learned from every task that was measured.
 
 For each function the model keeps recency-weighted estimates of the time of one item, its spread, the share of
-that time spent on the CPU, and what carrying an item to a worker and back costs the parent. For the machine it keeps
-how long a worker takes to start and what a chunk costs beyond its items. Nothing here reads a clock: times come in
-as arguments, so the estimators run in tests and in simulations with virtual time.
+that time spent on the CPU, what carrying an item to a worker and back costs the parent, how items slow each other
+down (`scaling`), and whether their size tells their time (`sizes`). For the machine it keeps how long a worker takes
+to start, and what a chunk costs beyond its items. Nothing here reads a clock: times come in as arguments, so the
+estimators run in tests and in simulations with virtual time.
 
 Not thread-safe by itself except where said: each method is a handful of float operations under ``_lock``, so that
 several executors in one process may share a model.
@@ -16,6 +17,9 @@ from collections import OrderedDict
 from collections.abc import Hashable
 from typing import NamedTuple
 
+from .scaling import Scaling
+from .sizes import SizeFit
+
 #: What every observation leaves of the weight of those before it. With 0.8 the newest of equal chunks counts for a
 #: fifth: a tenfold drift is followed to within 10 % in about ten chunks, and single items after a chunk of
 #: hundreds do not outweigh it.
@@ -24,6 +28,14 @@ _KEPT = 0.8
 #: estimate, while a real drift passes within a few chunks. Nothing makes a machine too fast, so there is no lower
 #: bound: a slow first call (imports, cold caches) is soon forgotten.
 _CLIP = 4.0
+#: ... and of whole maps, the latest map leaves this much.
+_KEPT_MAPS = 0.5
+#: A map counts for one level of parallelism if this share of its items ran there.
+_ONE_LEVEL = 0.9
+#: ... and if its items took at least this long in all, in seconds.
+_LEAST_MAP_S = 1e-3
+#: Bounds of the measured overhead of a chunk, in seconds.
+_OVERHEADS_S = (20e-6, 2e-3)
 #: Functions remembered; the least recently used goes first. About 300 bytes each.
 _MAX_FUNCTIONS = 4096
 
@@ -34,7 +46,7 @@ class FunctionCost(NamedTuple):
     Attributes
     ----------
     mean_s
-        Time of one item, in seconds, recency-weighted.
+        Time of one item that runs alone, in seconds: over the latest maps, or within the present one.
     std_s
         Standard deviation of the time of one item, in seconds.
     cpu_share
@@ -45,6 +57,11 @@ class FunctionCost(NamedTuple):
         Size of one item's pickled arguments, in bytes.
     n_items
         Items measured in all.
+    scaling
+        How items slow each other down.
+    try_alone_s
+        Time of one item in the caller, in seconds, if a few of them were so fast there that a serial map is worth a
+        trial; else None.
     """
 
     mean_s: float
@@ -53,12 +70,17 @@ class FunctionCost(NamedTuple):
     carry_s: float
     nbytes: float
     n_items: int
+    scaling: Scaling = Scaling()
+    try_alone_s: float | None = None
 
 
 class _Function:
     """Running estimates of one function; see `CostModel.observe` for the formulas."""
 
-    __slots__ = ("carried", "carry_s", "cpu_share", "mean_s", "n_items", "nbytes", "total_s", "var_s2", "weight")
+    __slots__ = (
+        "alone_s", "carried", "carry_s", "cpu_share", "map_s", "map_var_s2", "map_weight", "mean_s", "n_items",
+        "nbytes", "scaling", "size_fit", "total_s", "var_s2", "weight",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.mean_s = 0.0
@@ -70,6 +92,12 @@ class _Function:
         self.carried = 0.0  # weight of the two below
         self.carry_s = 0.0
         self.nbytes = 0.0
+        self.map_s = 0.0  # mean time of one item in whole maps
+        self.map_var_s2 = 0.0
+        self.map_weight = 0.0
+        self.alone_s: float | None = None  # of the few items of a parallel map that ran before its workers did
+        self.scaling = Scaling()
+        self.size_fit = SizeFit()
 
 
 class CostModel:
@@ -93,7 +121,10 @@ class CostModel:
         mean <- mean + a (x' - mean)
         var  <- (1 - a) (var + a n (x' - mean)^2)
 
-    The factor n turns the variance of a mean of n items into the variance of one item.
+    The factor n turns the variance of a mean of n items into the variance of one item. Times that were measured while k
+    items ran at once are divided by the slow-down at k (`scaling`). What a new map is expected to take comes from whole
+    maps, the latest weighing most: the end of a map tells little about the next one's beginning, and in
+    parallel the longest items are done last.
 
     Examples
     --------
@@ -108,8 +139,8 @@ class CostModel:
     PRIOR_CARRY_S = 0.5e-6
     #: From the decision to start a first worker until it is ready, in seconds, before one was measured:
     #: an interpreter, loky's and our imports on both sides (benchmarks/dispatch.py, cold start).
-    PRIOR_WORKER_START_S = 0.2
-    #: What a chunk costs beyond its items (two messages, two wake-ups), in seconds.
+    PRIOR_WORKER_START_S = 0.1
+    #: What a chunk costs beyond its items (two messages, two wake-ups), in seconds, before it was measured.
     CHUNK_OVERHEAD_S = 80e-6
 
     def __init__(self, *, max_functions: int = _MAX_FUNCTIONS) -> None:
@@ -121,6 +152,7 @@ class CostModel:
         self._functions: OrderedDict[Hashable, _Function] = OrderedDict()
         self._worker_start_s = self.PRIOR_WORKER_START_S
         self._starts_measured = 0
+        self._chunk_overhead_s = self.CHUNK_OVERHEAD_S
 
     def renew_lock(self) -> None:
         """In the child of a fork, before any other call: a thread that the child has not may have held the lock."""
@@ -134,19 +166,35 @@ class CostModel:
         """Seconds from the decision to start a worker until it is ready, its initializer included."""
         return self._worker_start_s
 
-    def lookup(self, key: Hashable) -> FunctionCost | None:
-        """What is known about a function; None when none of its items was measured."""
+    @property
+    def chunk_overhead_s(self) -> float:
+        """What a chunk costs beyond its items, in seconds: two messages and two wake-ups, as measured."""
+        return self._chunk_overhead_s
+
+    def lookup(self, key: Hashable, *, in_map: bool = False) -> FunctionCost | None:
+        """What is known about a function; None when none of its items was measured.
+
+        Parameters
+        ----------
+        key
+            The function.
+        in_map
+            Whether the question is about the rest of a map that runs, for which its latest items speak.
+        """
         with self._lock:
             found = self._functions.get(key)
             if found is None or found.n_items == 0:
                 return None
+            by_maps = found.map_weight > 0 and not in_map
             return FunctionCost(
-                mean_s=found.mean_s,
-                std_s=found.var_s2**0.5,
+                mean_s=found.map_s if by_maps else found.mean_s,
+                std_s=(found.map_var_s2 if by_maps else found.var_s2) ** 0.5,
                 cpu_share=found.cpu_share,
                 carry_s=max(found.carry_s, self.PRIOR_CARRY_S),
                 nbytes=found.nbytes,
                 n_items=found.n_items,
+                scaling=found.scaling,
+                try_alone_s=found.alone_s,
             )
 
     def mean_s(self, key: Hashable) -> float | None:
@@ -177,7 +225,22 @@ class CostModel:
         mean_s = found.mean_s if is_confirmed else max(found.mean_s, found.total_s / found.n_items)
         return mean_s, found.var_s2**0.5 / mean_s if mean_s > 0 else 1.0
 
-    def observe(self, key: Hashable, n_items: int, elapsed_s: float, cpu_s: float | None = None) -> None:
+    def size_line(self, key: Hashable) -> tuple[float, float] | None:
+        """(intercept, slope) of an item's time over its size, in seconds; None while size does not explain time."""
+        with self._lock:
+            found = self._functions.get(key)
+            return found.size_fit.line() if found is not None else None
+
+    def observe(
+        self,
+        key: Hashable,
+        n_items: int,
+        elapsed_s: float,
+        cpu_s: float | None = None,
+        *,
+        at_once: int = 1,
+        size: float | None = None,
+    ) -> None:
         """Take in that `n_items` items of a function took `elapsed_s` seconds in all.
 
         Parameters
@@ -188,10 +251,17 @@ class CostModel:
             Items that ran, one after another; at least 1.
         elapsed_s, cpu_s
             Wall-clock and CPU time of all of them together, in seconds.
+        at_once
+            How many items ran at the same time.
+        size
+            Sizes of all of them together, as from `sizes.item_sizes`; None where they have none.
         """
         x = elapsed_s / n_items
         with self._lock:
             f = self._entry(key)
+            if size is not None:
+                f.size_fit.observe(n_items, elapsed_s, size)
+            x /= f.scaling.slowdown(at_once)
             if f.n_items == 0:
                 f.mean_s = x
             elif f.mean_s > 0:
@@ -205,6 +275,40 @@ class CostModel:
             f.total_s += elapsed_s
             if cpu_s is not None and elapsed_s > 1e-3:
                 f.cpu_share += a * (min(cpu_s / elapsed_s, 1.0) - f.cpu_share)
+
+    def observe_map(self, key: Hashable, items: dict[int, tuple[int, float]]) -> None:
+        """Take in a whole map.
+
+        Parameters
+        ----------
+        key
+            The function.
+        items
+            By how many ran at once (1: the caller alone, or one worker): number of items, and their time in seconds.
+        """
+        n_items, total_s = (sum(part) for part in zip(*items.values(), strict=True))
+        with self._lock:
+            f = self._functions.get(key)
+            if f is None or not n_items:
+                return
+            at_once = max(items, key=lambda level: items[level][0])
+            n_most, most_s = items[at_once]
+            if n_most >= _ONE_LEVEL * n_items and total_s >= _LEAST_MAP_S:
+                f.scaling.observe(at_once, most_s / n_most)
+                if at_once == 1:
+                    f.alone_s = None
+            elif at_once > 1 and 1 in items and f.scaling.item_s(1) is None:
+                f.alone_s = items[1][1] / items[1][0]
+            mean_s = sum(s / f.scaling.slowdown(level) for level, (_, s) in items.items()) / n_items
+            f.map_weight = _KEPT_MAPS * f.map_weight + n_items
+            f.map_s += n_items / f.map_weight * (mean_s - f.map_s)
+            f.map_var_s2 += n_items / f.map_weight * (f.var_s2 - f.map_var_s2)
+
+    def observe_overhead(self, elapsed_s: float) -> None:
+        """Take in what a chunk took beyond its items, from its sending until its last result came."""
+        with self._lock:
+            x = min(max(elapsed_s, _OVERHEADS_S[0]), _OVERHEADS_S[1], _CLIP * self._chunk_overhead_s)
+            self._chunk_overhead_s += 0.05 * (x - self._chunk_overhead_s)
 
     def observe_carriage(self, key: Hashable, n_items: int, cpu_s: float, nbytes: int) -> None:
         """Take in what the parent spent to encode and send a chunk.

@@ -3,16 +3,20 @@
 Every function here is pure arithmetic over what the cost model knows and what the pool looks like now. The planner
 is asked again whenever more is known, so a wrong first guess costs one small batch of items, not the map.
 
-The cost of a map of N items of t seconds, with q seconds of carriage an item::
+The time of a map of N items that take t seconds each alone is, for the serial loop and for n workers::
 
-    serial      T(0) = N t
-    n workers   T(n) = s + rest / e + tail + chunks * o / n
+    T(0) = N t
+    T(n) = start + dispatch + pickling + compute + tail
 
-where s is the wait for workers that still have to start (the caller works meanwhile, so `rest` is what it leaves),
-e = min(n, CPUs / CPU share) is how many tasks make progress at once, carriage is paid in CPU time by everybody, and the
-tail is the time in which the last workers finish alone. Chunks follow factoring (Flynn Hummel, Schonberg and
-Flynn 1992): half of what remains is split evenly among the workers, bounded below by the overhead of a chunk and
-above by how long a wrong estimate may go unnoticed.
+    compute    N t(e) / e, where e tasks make progress at once (n, and the caller where it helps, but no more than CPUs
+               over CPU share) and t(e) = t (1 + s (e - 1) + k e (e - 1)) by the universal scalability law
+    start      the wait for workers that have to start, less the work that the caller and the others do meanwhile
+    pickling   N 2 q / e: q seconds an item, once in the parent, about as much again in the worker
+    dispatch   a chunk's overhead, for the chunks of one worker and the first of all
+    tail       the last round is not full, and items differ
+
+Chunks follow factoring (Flynn Hummel, Schonberg and Flynn 1992), bounded below by the overhead of a chunk and above by
+how long a wrong estimate may go unnoticed; what a chunk's worker has not begun can be taken back from it.
 """
 
 from __future__ import annotations
@@ -39,6 +43,10 @@ INLINE_BATCH_S = 4e-3
 #: A function that was unknown when its map began is sampled inline for this long before the planner believes the
 #: sample, in seconds: a first call is often ten times slower than the next (cold caches, imports).
 SAMPLE_S = 0.5e-3
+#: A caller who helps does this share of a worker's work: it also reads results and hands out chunks.
+CALLER_SHARE = 0.9
+#: The caller helps only while carrying items takes it less than this share of its time.
+_BUSY_CARRYING = 0.25
 #: With a worker at hand, an item predicted longer than this does not run in the caller, in seconds.
 INLINE_ITEM_S = 4e-3
 #: Parallelism must promise at least this share of the serial time as a gain, to pay for what was not modelled.
@@ -46,10 +54,16 @@ MIN_GAIN = 0.08
 #: ... and at least this much, in seconds: threads and workers that sleep take their time to wake (maps of 0.5 to
 #: 1 ms were 1.5 times slower than a loop without this; benchmarks/dispatch.py, warm grid).
 MIN_GAIN_S = 0.5e-3
-#: ... and this share where workers must start first: how long that takes varies by half.
-MIN_GAIN_COLD = 0.2
-#: Share of its speed that the caller keeps while workers start beside it (imports share the interpreter lock).
-_CALLER_SHARE_WHILE_STARTING = 0.6
+#: ... and this share, and this much, where workers must start first: how long that takes varies by half.
+MIN_GAIN_COLD = 0.1
+MIN_GAIN_COLD_S = 10e-3
+#: What the start of a worker takes of the caller's time, over the time until it is ready.
+START_PRICE = 0.1
+#: Share of its speed that the caller keeps while workers start beside it.
+_CALLER_SHARE_WHILE_STARTING = 0.85
+#: Workers are started for the maps to come when those before would have gained this share of a start's time with them:
+#: the ski-rental rule, for a price that is paid mostly on another CPU.
+_MISSED_SHARE = 0.5
 
 
 class PoolState(NamedTuple):
@@ -65,12 +79,69 @@ class PoolState(NamedTuple):
         CPUs that this process may use.
     worker_start_s
         Expected seconds to start a worker.
+    chunk_overhead_s
+        What a chunk costs beyond its items, in seconds.
     """
 
     n_ready: int
     max_workers: int
     n_cpus: int
     worker_start_s: float
+    chunk_overhead_s: float = CostModel.CHUNK_OVERHEAD_S
+
+
+class Cost(NamedTuple):
+    """What a map is expected to take with so many workers (0: a serial loop), in seconds, by cause.
+
+    Attributes
+    ----------
+    n_workers
+        Worker processes.
+    start_s
+        Waiting for workers to start, less the work that is done meanwhile.
+    dispatch_s
+        Sending chunks and waking up for them.
+    pickling_s
+        Carrying items and results.
+    compute_s
+        The items themselves, shared among those who work.
+    tail_s
+        Waiting for the last ones.
+    helped
+        Whether the caller runs items beside the workers.
+    """
+
+    n_workers: int
+    start_s: float
+    dispatch_s: float
+    pickling_s: float
+    compute_s: float
+    tail_s: float
+    helped: bool = False
+
+    @property
+    def total_s(self) -> float:
+        """All of it, in seconds."""
+        return self.start_s + self.dispatch_s + self.pickling_s + self.compute_s + self.tail_s
+
+
+class Span(NamedTuple):
+    """Items that ran one after another.
+
+    Attributes
+    ----------
+    worker
+        0 is the caller's thread; workers are numbered from 1 in the order in which they gave results.
+    start_s, stop_s
+        Seconds since `map` was called.
+    n_items
+        How many.
+    """
+
+    worker: int
+    start_s: float
+    stop_s: float
+    n_items: int
 
 
 class Plan(NamedTuple):
@@ -92,8 +163,8 @@ class Plan(NamedTuple):
         Standard deviation of `item_s`, in seconds.
     serial_s, predicted_s
         Expected time of a serial loop and of this plan, in seconds; None when unknown.
-    considered
-        Pairs (workers, predicted seconds) that were compared; 0 workers is the serial loop.
+    terms
+        What was compared: the serial loop and each number of workers, with the parts of their cost.
     actual_s
         Time from the call of `map` until its last result was there, in seconds; None while it runs.
     n_inline
@@ -102,6 +173,10 @@ class Plan(NamedTuple):
         Chunks that went to workers.
     constraint
         Why the choice was not free (for example "inline='never'"), or an empty string.
+    is_helped
+        Whether the caller runs items beside the workers.
+    timeline
+        Who ran what and when, for a map that has ended: the first 10,000 spans.
     """
 
     function: str
@@ -112,11 +187,18 @@ class Plan(NamedTuple):
     item_std_s: float = 0.0
     serial_s: float | None = None
     predicted_s: float | None = None
-    considered: tuple[tuple[int, float], ...] = ()
+    terms: tuple[Cost, ...] = ()
     actual_s: float | None = None
     n_inline: int = 0
     n_chunks: int = 0
     constraint: str = ""
+    is_helped: bool = False
+    timeline: tuple[Span, ...] = ()
+
+    @property
+    def considered(self) -> tuple[tuple[int, float], ...]:
+        """Pairs (workers, predicted seconds) that were compared; 0 workers is the serial loop."""
+        return tuple((cost.n_workers, cost.total_s) for cost in self.terms)
 
     @property
     def is_serial(self) -> bool:
@@ -141,6 +223,8 @@ class Plan(NamedTuple):
         if self.constraint and not self.is_serial:
             return f"{self.constraint}: items run in workers"
         serial = format_time(self.serial_s or 0.0)
+        if self.is_serial and self.constraint:
+            return f"serial: {self.constraint}"
         if self.is_serial:
             others = [c for c in self.considered if c[0]]
             if not others or self.predicted_s is None:
@@ -150,18 +234,27 @@ class Plan(NamedTuple):
                 f"serial: {serial} in the caller, against {format_time(best)} with {n} "
                 f"worker{'s' if n > 1 else ''} (starting, carrying and waiting included)"
             )
-        return (
-            f"{self.n_workers} worker{'s' if self.n_workers > 1 else ''}: {format_time(self.predicted_s or 0.0)} "
-            f"instead of {serial} in a serial loop"
-        )
+        return f"{self._choice}: {format_time(self.predicted_s or 0.0)} instead of {serial} in a serial loop"
+
+    @property
+    def _choice(self) -> str:
+        if self.is_serial:
+            return "serial, in the caller"
+        beside = " beside the caller" if self.is_helped else ""
+        return f"{self.n_workers} worker{'s' if self.n_workers > 1 else ''}{beside}"
 
     def __str__(self) -> str:
         lines = [f"Plan for {self.function} over {self.n_items:,} item{'s' if self.n_items != 1 else ''}"]
         if self.item_s is not None:
             lines.append(f"  one item    {format_time(self.item_s)} (std {format_time(self.item_std_s)})")
-        parallel = f"{self.n_workers} workers, first chunk {self.chunksize}"
-        lines.append(f"  choice      {'serial, in the caller' if self.is_serial else parallel}")
+        first_chunk = "" if self.is_serial else f", first chunk {self.chunksize:,}"
+        lines.append(f"  choice      {self._choice}{first_chunk}")
         lines.append(f"  why         {self.reason}")
+        chosen = next((c for c in self.terms if c.n_workers == self.n_workers), None)
+        if chosen is not None and chosen.n_workers:
+            parts = ("start", "dispatch", "pickling", "compute", "tail")
+            told = ", ".join(f"{part} {format_time(getattr(chosen, f'{part}_s'))}" for part in parts)
+            lines.append(f"  cost        {told}")
         if self.predicted_s is not None:
             gain = self.estimated_speedup
             lines.append(
@@ -188,8 +281,13 @@ def format_time(seconds: float) -> str:
     return f"{seconds:.3g} s" if seconds < 120 else f"{seconds / 60:.1f} min"
 
 
-def predict_parallel(n_items: int, cost: FunctionCost, n_workers: int, pool: PoolState) -> float:
-    """Expected seconds of a map with `n_workers` workers.
+def serial_cost(n_items: int, cost: FunctionCost) -> Cost:
+    """Expected cost of a serial loop in the caller."""
+    return Cost(0, 0.0, 0.0, 0.0, n_items * cost.mean_s, 0.0)
+
+
+def parallel_cost(n_items: int, cost: FunctionCost, n_workers: int, pool: PoolState, *, inline: bool) -> Cost:
+    """Expected cost of a map with workers.
 
     Parameters
     ----------
@@ -201,25 +299,42 @@ def predict_parallel(n_items: int, cost: FunctionCost, n_workers: int, pool: Poo
         Workers to use, at least 1.
     pool
         What is running already.
+    inline
+        Whether the caller may run items.
     """
     t = cost.mean_s
-    work = n_items * t
+    most_at_once = pool.n_cpus / max(cost.cpu_share, 1e-2)
+    helped = inline and caller_helps(cost, n_workers, pool.n_cpus)
+    at_once = max(min(n_workers + CALLER_SHARE * helped, most_at_once), min(n_workers, 1.0))
+    t_at_once = t * cost.scaling.slowdown(at_once)
     missing = max(n_workers - pool.n_ready, 0)
-    wait = 0.0
+    start_s, left = 0.0, float(n_items)
     if missing:
         # Workers that start at once share the CPUs with the caller.
-        wait = pool.worker_start_s * max(1.0, (missing + 1) / pool.n_cpus / 1.5)
-    by_caller = min(work, wait * _CALLER_SHARE_WHILE_STARTING)
-    rest_items = (work - by_caller) / t if t > 0 else 0.0
-    at_once = min(n_workers, pool.n_cpus / max(cost.cpu_share, 1e-2))
-    # Carriage: once in the parent, about as much again in the worker.
-    carriage = rest_items * cost.carry_s
-    busy = (rest_items * t + 2 * carriage) / max(min(at_once, pool.n_cpus / max(cost.cpu_share, 1e-2)), 1e-9)
-    rounds = math.ceil(rest_items / n_workers - 1e-9) * t  # whole items only
-    chunk = chunk_size(max(int(rest_items), 1), n_workers, t, known=True)
-    chunks = max(rest_items / chunk, 1.0)
-    tail = min(t, work) * 0.5 * min(cost.std_s / t if t > 0 else 0.0, 2.0)
-    return wait + max(busy, rounds, carriage) + tail + (chunks / n_workers + 1) * CostModel.CHUNK_OVERHEAD_S
+        wait_s = pool.worker_start_s * max(1.0, (missing + inline) / pool.n_cpus)
+        n_ready = n_workers - missing
+        speed = min(n_ready + _CALLER_SHARE_WHILE_STARTING * inline, most_at_once) / t if t > 0 else 0.0
+        meanwhile = min(speed * wait_s, n_items)
+        left -= meanwhile
+        start_s = START_PRICE * pool.worker_start_s + wait_s - meanwhile * t_at_once / at_once
+        if not left:  # they come too late
+            start_s = START_PRICE * pool.worker_start_s + n_items / speed - n_items * t_at_once / at_once
+    compute_s = n_items * t_at_once / at_once
+    pickling_s = max(2 * left * cost.carry_s / at_once, left * cost.carry_s - left * t_at_once / at_once)
+    chunk = chunk_size(max(int(left), 1), n_workers, t, known=True)
+    chunks = max(left / chunk, 1.0) if left else 0.0
+    dispatch_s = (chunks / n_workers + 1) * pool.chunk_overhead_s if left else 0.0
+    spread = min(cost.std_s / t, 2.0) if t > 0 else 0.0
+    in_rounds = math.ceil(left / at_once - 1e-9) - left / at_once if left < 8 * at_once else 0.0
+    tail_s = t_at_once * max(in_rounds, 0.5 * spread) if left else 0.0
+    return Cost(n_workers, start_s, dispatch_s, pickling_s, compute_s, tail_s, helped)
+
+
+def caller_helps(cost: FunctionCost, n_workers: int, n_cpus: int) -> bool:
+    """Whether the caller runs items beside so many workers: it has a CPU, and the items are short."""
+    if n_workers >= n_cpus or cost.mean_s > INLINE_ITEM_S:
+        return False
+    return n_workers * cost.carry_s < _BUSY_CARRYING * cost.mean_s
 
 
 def plan_map(
@@ -260,28 +375,52 @@ def plan_map(
     most = max(min(pool.max_workers, n_items), 1)
     if cost is None:
         return Plan(function, n_items, 0 if inline else most, chunksize or 1, constraint=constraint)
-    serial_s = n_items * cost.mean_s
-    candidates = [(0, serial_s)] if inline else []
-    if not (inline and serial_s < CostModel.CHUNK_OVERHEAD_S):
-        for n in _worker_counts(most):
-            candidates.append((n, predict_parallel(n_items, cost, n, pool)))
-    best_n, best_s = min(candidates, key=lambda c: c[1])
-    min_gain = MIN_GAIN if pool.n_ready else MIN_GAIN_COLD
-    if inline and best_n and serial_s - best_s < max(min_gain * serial_s, MIN_GAIN_S):
-        best_n, best_s = 0, serial_s
-    first = chunksize or chunk_size(n_items, max(best_n, 1), cost.mean_s, known=False, nbytes=cost.nbytes)
+    serial = serial_cost(n_items, cost)
+    considered = [serial] if inline else []
+    if not inline or serial.total_s >= pool.chunk_overhead_s:
+        considered += [parallel_cost(n_items, cost, n, pool, inline=inline) for n in _worker_counts(most)]
+    # Of those within a hundredth of the best: with the fewest workers to start, then with no need of the caller.
+    least_s = min(c.total_s for c in considered)
+    close = [c for c in considered if c.total_s <= least_s + 0.01 * abs(least_s)]
+    best = min(close, key=lambda c: (max(c.n_workers - pool.n_ready, 0), c.helped, c.n_workers))
+    if inline and best.n_workers:
+        is_cold = best.n_workers > pool.n_ready
+        least_gain_s = max(
+            (MIN_GAIN_COLD if is_cold else MIN_GAIN) * serial.total_s, MIN_GAIN_COLD_S if is_cold else MIN_GAIN_S
+        )
+        is_trial = cost.try_alone_s is not None and n_items * cost.try_alone_s < 0.95 * best.total_s
+        if is_trial:
+            constraint = "items of an earlier map were so fast in the caller that this is tried once"
+        if is_trial or serial.total_s - best.total_s < least_gain_s:
+            best = serial
+    first = chunksize or chunk_size(n_items, max(best.n_workers, 1), cost.mean_s, known=False, nbytes=cost.nbytes)
     return Plan(
         function,
         n_items,
-        best_n,
+        best.n_workers,
         first,
         item_s=cost.mean_s,
         item_std_s=cost.std_s,
-        serial_s=serial_s,
-        predicted_s=best_s,
-        considered=tuple(candidates),
+        serial_s=serial.total_s,
+        predicted_s=best.total_s,
+        terms=tuple(considered),
         constraint=constraint,
+        is_helped=best.helped,
     )
+
+
+def missed_s(n_items: int, cost: FunctionCost, pool: PoolState) -> float:
+    """Seconds that a map which ran in the caller would have gained had workers been there."""
+    ready = pool._replace(n_ready=pool.max_workers)
+    most = max(min(pool.max_workers, n_items), 1)
+    best_s = min(parallel_cost(n_items, cost, n, ready, inline=True).total_s for n in _worker_counts(most))
+    gain_s = n_items * cost.mean_s - best_s
+    return gain_s if gain_s >= MIN_GAIN_S else 0.0
+
+
+def start_pays(missed_in_all_s: float, pool: PoolState) -> bool:
+    """Whether a worker should start for the maps to come."""
+    return missed_in_all_s >= _MISSED_SHARE * pool.worker_start_s
 
 
 def _worker_counts(most: int) -> list[int]:
@@ -347,7 +486,7 @@ def chunk_size(
     return max(min(size, remaining), 1)
 
 
-def inline_batch(remaining: int, item_s: float | None, done_inline: int, is_known: bool) -> int:
+def inline_batch(remaining: int, item_s: float | None, done_inline: int, is_known: bool, *, n_sharing: int = 0) -> int:
     """Items that the caller runs before it looks around again: about `INLINE_BATCH_S` of work.
 
     Parameters
@@ -360,41 +499,51 @@ def inline_batch(remaining: int, item_s: float | None, done_inline: int, is_know
         Items of this map that the caller has run.
     is_known
         Whether `item_s` was known when the map began; if not, batches double from a single item on.
+    n_sharing
+        Workers that share what remains: of the end, the caller takes no more than its part.
     """
     if item_s is None or (done_inline == 0 and not is_known):
         return 1
     by_time = int(INLINE_BATCH_S / item_s) if item_s > 0 else remaining
-    return max(min(remaining, by_time, remaining if is_known else 2 * done_inline), 1)
+    share = -(-remaining // (2 * n_sharing)) if n_sharing else remaining
+    return max(min(share, by_time, remaining if is_known else 2 * done_inline), 1)
 
 
 def inline_pays(
-    remaining: int, item_s: float | None, n_ready: int, n_workers: int, waited_s: float, worker_start_s: float
+    remaining: int,
+    cost: FunctionCost | None,
+    n_workers: int,
+    pool: PoolState,
+    waited_s: float,
 ) -> bool:
     """Whether the caller should run the next item of a map that workers share, instead of waiting.
 
-    Only while fewer workers are ready than the plan wants: then a CPU is free for the caller. With a worker at hand an
-    item longer than a few milliseconds is never taken; without one it is taken if the caller ends it before the
-    workers could have done all that remains.
+    With a worker at hand, where it helps: a CPU is free for it, and items are short. Without one, if the caller has
+    ended the item before the workers, which still start, could have done all that remains.
 
     Parameters
     ----------
     remaining
         Items not given out yet.
-    item_s
-        Expected seconds of one item; None when unknown.
-    n_ready, n_workers
-        Workers ready, and workers that the plan wants.
+    cost
+        What is known about the function.
+    n_workers
+        Workers that the plan wants.
+    pool
+        The pool's state.
     waited_s
         Seconds since the start of workers was asked for.
-    worker_start_s
-        Expected seconds to start a worker.
     """
-    if remaining <= 0 or n_ready >= n_workers or item_s is None:
+    if remaining <= 0 or cost is None:
         return False
-    if n_ready > 0:
-        return item_s <= INLINE_ITEM_S
-    until_ready = max(worker_start_s - waited_s, 0.0)
-    return item_s < until_ready + remaining * item_s / n_workers
+    if pool.n_ready > 0:
+        return caller_helps(cost, min(pool.n_ready, n_workers), pool.n_cpus)
+    t = cost.mean_s
+    until_ready_s = max(pool.worker_start_s - waited_s, 0.0)
+    with_it, without_it = (remaining - 1) / n_workers, remaining / n_workers
+    if remaining <= 4 * n_workers:  # whole items only
+        with_it, without_it = math.ceil(with_it), math.ceil(without_it)
+    return max(t, until_ready_s + with_it * t) < until_ready_s + without_it * t
 
 
 def hand_over_pays(remaining: int, item_elapsed_s: float, pool: PoolState) -> bool:

@@ -146,6 +146,11 @@ class Scheduler:
         return len(self._idle)
 
     @property
+    def n_busy(self) -> int:
+        """Workers that have work."""
+        return max(self.n_ready - len(self._idle), 0)
+
+    @property
     def n_queued(self) -> int:
         """Submitted tasks that wait for a worker."""
         return len(self._queue.waiting)
@@ -256,6 +261,12 @@ class Scheduler:
             first = job.returned.popleft()
             return range(first, first + 1)
         return job.take_next(most)
+
+    def take_for_caller(self, job_id: int, now: float) -> list[Action]:
+        """The caller has nothing to do: take back what it may run of a map, if some worker has much of it."""
+        if self._idle or not self._loaded or self.n_waiting(job_id):
+            return []
+        return list(self._rebalance(now, most=1, job_id=job_id))
 
     def pull_ahead(self, job_id: int, giants: Sequence[tuple[int, float]]) -> None:
         """These items of a map (index, expected seconds) take so long that they must not come last."""
@@ -545,7 +556,7 @@ class Scheduler:
             actions.append(self._retire(worker_id, self._workers[worker_id]))
             surplus -= 1
         if self._idle and self._loaded:
-            actions.extend(self._rebalance(now))
+            actions.extend(self._rebalance(now, most=len(self._idle)))
         wanted = max(self._demand(now), self._min_workers - self._n_starting - self.n_ready)
         if wanted > 0:
             actions.extend(self._start(wanted, now))
@@ -615,11 +626,13 @@ class Scheduler:
         self._ids += 1
         return Chunk(self._ids, source, items, worker_id, expected_s)
 
-    def _rebalance(self, now: float) -> Iterator[TakeBack]:
-        """Take work back for idle workers from those that have the most."""
+    def _rebalance(self, now: float, *, most: int, job_id: int | None = None) -> Iterator[TakeBack]:
+        """Take work back from those that have the most, at most so many chunks, of one map if it is given."""
         found = []
         for worker_id in self._loaded:
             for chunk, n_items in _rest(self._workers[worker_id]):
+                if job_id is not None and chunk.job_id != job_id:
+                    continue
                 if chunk.expected_s is None or chunk.is_overdue(now):
                     found.append((float("inf"), chunk))
                 else:
@@ -627,7 +640,7 @@ class Scheduler:
                     if rest_s >= _STEAL_ABOVE_S:
                         found.append((rest_s, chunk))
         found.sort(key=lambda pair: -pair[0])
-        for _, chunk in found[: len(self._idle)]:
+        for _, chunk in found[:most]:
             chunk.is_exhausted = True
             worker = self._workers[chunk.worker_id]
             if not _rest(worker):

@@ -75,7 +75,7 @@ class Chunk:
 
     @property
     def claims(self) -> tuple[int, bool] | None:
-        """Its slot, and whether items may be claimed in small groups: a submitted task may block, so it stands alone."""
+        """Its slot, and whether items may be claimed in small groups: not submitted tasks, of which each may block."""
         return None if self.slot is None else (self.slot, self.job_id is not None)
 
     @property

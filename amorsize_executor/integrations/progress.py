@@ -75,15 +75,18 @@ def plain_line(name: str, done: int, total: int | None, elapsed_s: float) -> str
     >>> plain_line("fit", 5, None, 50.0)
     'fit: 5, 10.0 s an item, 0:50 passed'
     """
+    parts = [f"{name}: {done}" + (f"/{total} ({100 * done // max(total, 1)} %)" if total is not None else "")]
     rate = done / max(elapsed_s, 1e-9)
-    of = f"/{total} ({100 * done // max(total, 1)} %)" if total is not None else ""
-    speed = f"{rate:.3g} items/s" if rate < 1000 else f"{rate:,.0f} items/s"
-    if 1 <= rate < 100:
-        speed = f"{rate:#.3g} items/s"
-    elif 0 < rate < 1:
-        speed = f"{1 / rate:#.3g} s an item"
-    line = f"{name}: {done}{of}, {speed}, {_clock(elapsed_s)} passed"
-    return f"{line}, {_clock((total - done) / rate)} left" if total is not None and 0 < done < total else line
+    if done:
+        parts.append(f"{_rounded(rate)} items/s" if rate >= 1 else f"{_rounded(1 / rate)} s an item")
+    parts.append(f"{_clock(elapsed_s)} passed")
+    if total is not None and 0 < done < total:
+        parts.append(f"{_clock((total - done) / rate)} left")
+    return ", ".join(parts)
+
+
+def _rounded(number: float) -> str:
+    return f"{number:#.3g}" if number < 100 else f"{number:,.0f}"
 
 
 def _clock(seconds: float) -> str:

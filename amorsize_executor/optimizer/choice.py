@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from .. import machine
 from ..decisions import planner
+from ..decisions.cost_model import FunctionCost
 from ..decisions.planner import Plan, format_time
 from ..executor import AmorsizeExecutor
 from ..workers.functions import cost_key
@@ -44,8 +45,24 @@ class Choice(NamedTuple):
         return self._replace(reason=f"{self.reason}, from what is kept as {cache_key!r}")
 
 
-def choose(load: Workload, n_items: int, executor: AmorsizeExecutor, bounds: Bounds) -> Choice:
-    """How to run a workload with what the executor has now."""
+def choose(
+    load: Workload, n_items: int, executor: AmorsizeExecutor, bounds: Bounds, known: FunctionCost | None = None
+) -> Choice:
+    """How to run a workload with what the executor has now.
+
+    Parameters
+    ----------
+    load
+        What was measured.
+    n_items
+        All items.
+    executor
+        Its pool, and what it has learned about starting workers, count.
+    bounds
+        Of the call.
+    known
+        What the executor has learned about the function in maps: how items slow each other down.
+    """
     pool = executor.pool_state()
     pool = pool._replace(worker_start_s=pool.worker_start_s + load.warm_up_s)
     warnings = list(_warnings(load))
@@ -58,13 +75,17 @@ def choose(load: Workload, n_items: int, executor: AmorsizeExecutor, bounds: Bou
             else f"{text}, more than the memory limit leaves: a worker may be ended for it"
         )
         pool = pool._replace(max_workers=max(int(n_fitting), 1))
-    plan = planner.plan_map(load.function, n_items, load.cost(), pool, inline=True)
+    cost = load.cost()
+    if known is not None:
+        cost = cost._replace(scaling=known.scaling)
+    plan = planner.plan_map(load.function, n_items, cost, pool, inline=True)
+    n_jobs = min(plan.n_workers + plan.is_helped, pool.max_workers)  # processes that compute, this one included
     serial_s = n_items * load.item_s
-    if plan.n_workers <= 1:  # one worker computes no faster than this process does
-        plan = plan._replace(n_workers=0, predicted_s=serial_s)
+    if n_jobs <= 1:  # one worker computes no faster than this process does
+        plan = plan._replace(n_workers=0, predicted_s=serial_s, is_helped=False)
     time_s = plan.predicted_s if plan.predicted_s is not None else serial_s
     speedup = serial_s / time_s if time_s > 0 else 1.0
-    return Choice(plan, max(plan.n_workers, 1), speedup, time_s, plan.reason, tuple(warnings))
+    return Choice(plan, max(n_jobs, 1), speedup, time_s, plan.reason, tuple(warnings))
 
 
 def _n_fitting(load: Workload, memory_limit: float | None) -> float:

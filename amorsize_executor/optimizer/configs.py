@@ -12,7 +12,6 @@ import os
 import platform
 import re
 import sys
-import tempfile
 import time
 import warnings
 from dataclasses import asdict, fields
@@ -58,8 +57,7 @@ def save_config(result: OptimizationResult, name_or_path: str | os.PathLike[str]
 
     Examples
     --------
-    >>> import tempfile
-    >>> from amorsize_executor import load_config, optimize, save_config
+    >>>     >>> from amorsize_executor import load_config, optimize, save_config
     >>> result = optimize(abs, range(100))
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     path = save_config(result, f"{folder}/absolute.json")
@@ -121,7 +119,7 @@ def load_config(name_or_path: str | os.PathLike[str]) -> OptimizationResult:
         raise FileNotFoundError(f"there is no config {os.fspath(name_or_path)!r} (looked for {path})") from None
     try:
         content = json.loads(data) if len(data) <= _MOST_NBYTES else None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"the config {path} is damaged: it is no JSON ({error})") from None
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         raise ValueError(f"{path} is no config of amorsize_executor")
@@ -224,6 +222,8 @@ def config_folder() -> Path:
 
 def _write(path: Path, text: str, *, overwrite: bool) -> None:
     """Put a file in its place as a whole."""
+    import tempfile
+
     fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # for its owner only
     try:
         with open(fd, "w", encoding="utf-8") as file:

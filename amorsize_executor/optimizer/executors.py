@@ -13,10 +13,12 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from ..executor import AmorsizeExecutor
+
+if TYPE_CHECKING:
+    from types import TracebackType
 
 #: Executors with bounds of their own that are kept; of those that nobody uses now, the least recently used goes first.
 _MOST_BOUNDED = 4
@@ -63,8 +65,7 @@ def _get_default() -> AmorsizeExecutor:
     return _default
 
 
-@contextmanager
-def executor_for(max_workers: int | None, memory_limit: float | None) -> Iterator[AmorsizeExecutor]:
+def executor_for(max_workers: int | None, memory_limit: float | None) -> Loan:
     """An executor with these bounds, for the time of a ``with`` block; the default one where it has the same.
 
     Parameters
@@ -74,22 +75,39 @@ def executor_for(max_workers: int | None, memory_limit: float | None) -> Iterato
     memory_limit
         Bytes for this process and its workers. None: what the container or host allows.
     """
-    bounded: _Bounded | None = None
-    with _lock:
-        executor = _get_default()
-        if memory_limit is not None or max_workers not in (None, executor.max_workers):
-            bounded = _get_bounded((max_workers, memory_limit))
-            bounded.n_users += 1
-            executor = bounded.executor
-    try:
-        yield executor
-    finally:
-        if bounded is not None:
-            with _lock:
-                bounded.n_users -= 1
-                surplus = _take_surplus()
-            for one in surplus:
-                one.shutdown(wait=False)
+    return Loan((max_workers, memory_limit))
+
+
+class Loan:
+    """An executor that is not given up while somebody uses it.
+
+    No generator behind `contextlib.contextmanager`: that assigns to attributes of exceptions, which not all allow.
+    """
+
+    def __init__(self, bounds: _Bounds) -> None:
+        self._bounds = bounds
+        self._bounded: _Bounded | None = None
+
+    def __enter__(self) -> AmorsizeExecutor:
+        with _lock:
+            executor = _get_default()
+            max_workers, memory_limit = self._bounds
+            if memory_limit is None and max_workers in (None, executor.max_workers):
+                return executor
+            self._bounded = _get_bounded(self._bounds)
+            self._bounded.n_users += 1
+            return self._bounded.executor
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._bounded is None:
+            return
+        with _lock:
+            self._bounded.n_users -= 1
+            surplus = _take_surplus()
+        for executor in surplus:
+            executor.shutdown(wait=False)
 
 
 def _get_bounded(bounds: _Bounds) -> _Bounded:

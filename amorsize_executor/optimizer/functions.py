@@ -15,6 +15,7 @@ from typing import Any
 from ..decisions.planner import format_time
 from ..executor import AmorsizeExecutor
 from ..integrations.progress import is_watched, make_progress
+from ..workers.functions import cost_key
 from ..workers.serialize import name_of
 from . import workload
 from .arguments import Bounds, check_common, check_count, check_progress
@@ -111,7 +112,7 @@ def _optimize(
             pairs = ((i, items[i]) for i in spread(len(items), sample_size))
             sample = Sampler(executor, func, pairs, len(items)).run(is_profiled=is_profiled)
             load = learn(executor, func, sample, cache_key)
-        choice = choose(load, len(items), executor, bounds)
+        choice = choose(load, len(items), executor, bounds, executor.cost_model.lookup(cost_key(func)))
     if sample is None:
         choice = choice.known_as(cache_key)
     return OptimizationResult(
@@ -306,7 +307,8 @@ class _Call:
     def _shown(self, results: Iterator[Any]) -> Iterator[Any]:
         shown = make_progress(self._progress, len(self._items), name_of(self._func))
         try:
-            shown.advance(len(self._done))
+            if self._done:
+                shown.advance(len(self._done))
             for result in results:
                 shown.advance()
                 yield result

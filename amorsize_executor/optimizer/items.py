@@ -106,7 +106,7 @@ def note_index(error: BaseException, index: int, n_items: int | None, name: str)
         if hasattr(error, "add_note"):
             error.add_note(note)
         else:
-            error.__notes__ = [*getattr(error, "__notes__", []), note]  # type: ignore[attr-defined]
+            BaseException.__setattr__(error, "__notes__", [*getattr(error, "__notes__", []), note])
     except Exception:  # of a class that takes no attributes: the note is a help, no need
         pass
 

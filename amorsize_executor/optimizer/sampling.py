@@ -60,6 +60,8 @@ class Sample:
         Of the function.
     results
         By index of the item.
+    read_s
+        Seconds to read each item from the input.
     first_s
         Time of the first call, in seconds.
     times_s
@@ -97,6 +99,7 @@ class Sample:
     round_trip_s: float = 0.0
     report: str = ""
     are_scalars: bool = True
+    read_s: list[float] = field(default_factory=list)
     n_pickled: int = 0
     digests: dict[int, bytes] = field(default_factory=dict)
     not_run: list[tuple[int, Any]] = field(default_factory=list)
@@ -225,7 +228,9 @@ class Sampler:
         sample = self._sample
         pulled: list[tuple[int, Any]] = []
         nbytes_before = sample.nbytes_in
+        before = time.perf_counter()
         for index, item in self._source:
+            sample.read_s.append(time.perf_counter() - before)
             pulled.append((index, item))
             sample.are_scalars = sample.are_scalars and serialize.is_scalar(item)
             try:
@@ -238,7 +243,8 @@ class Sampler:
             except Exception:  # perhaps it goes to workers only as they are sent things; if not, the map tells
                 pass
             is_large = sample.nbytes_in - nbytes_before > most_nbytes
-            if len(pulled) == most or is_large or time.perf_counter() > until:
+            before = time.perf_counter()
+            if len(pulled) == most or is_large or before > until:
                 break
         return pulled
 

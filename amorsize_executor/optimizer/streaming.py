@@ -7,10 +7,12 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import chain, islice
+from statistics import median
 from typing import Any
 
 from .. import machine
 from ..decisions.planner import format_time
+from ..workers.functions import cost_key
 from ..workers.serialize import name_of
 from . import workload
 from .arguments import Bounds, check_common, check_count, shown
@@ -28,6 +30,8 @@ _ASSUMED_S = 60.0
 _ASSUMED_ITEMS = (1_000, 1_000_000_000)
 #: Chunks that are read ahead for each worker: one runs, one waits there, and the rest makes up for uneven times.
 _CHUNKS_AHEAD = 4
+#: Nothing comes out before the buffer was filled for the first time, which should take no longer, in seconds.
+_FILL_S = 0.05
 #: What is read ahead takes at most this part of the memory limit.
 _BUFFER_PART = 1 / 10
 
@@ -54,7 +58,7 @@ def optimize_streaming(
         What `optimize` takes as data. A generator is read no further than the sample needs.
     buffersize
         Items that are read ahead of the results taken, at most. None: four chunks for each worker, less if that would
-        take more than a tenth of the memory.
+        take more than a tenth of the memory, or 50 ms to fill.
 
     Returns
     -------
@@ -97,18 +101,19 @@ def optimize_streaming(
             result = _empty(func, buffersize)
         else:
             n_planned = n_items if n_items is not None else _assumed_items(load)
-            choice = choose(load, n_planned, executor, bounds)
+            choice = choose(load, n_planned, executor, bounds, executor.cost_model.lookup(cost_key(func)))
             if sample is None:
                 choice = choice.known_as(cache_key)
+            read_s = median(sample.read_s) if sample is not None else 0.0
             if buffersize is None:
-                buffersize = _buffersize(choice, load, bounds)
+                buffersize = buffersize_for(choice, load, bounds, read_s)
             result = StreamingOptimizationResult(
                 n_jobs=choice.n_jobs,
-                chunksize=min(choice.plan.chunksize, buffersize),
+                chunksize=max(min(choice.plan.chunksize, buffersize // (2 * choice.n_jobs)), 1),
                 estimated_speedup=choice.speedup,
                 estimated_time=math.nan if n_items is None else choice.time_s,
                 reason=f"{choice.reason} (for {format_time(_ASSUMED_S)} of work)" if n_items is None else choice.reason,
-                warnings=choice.warnings,
+                warnings=(*choice.warnings, *slow_input(read_s, choice, load)),
                 profile=profile_of(load, executor, sample.report if sample is not None else ""),
                 n_items=n_items,
                 plan=choice.plan,
@@ -134,15 +139,24 @@ def _empty(func: Callable[..., Any], buffersize: int | None) -> StreamingOptimiz
     )
 
 
+def slow_input(read_s: float, choice: Choice, load: Workload) -> Iterator[str]:
+    """A warning where workers would wait for the input."""
+    if choice.n_jobs > 1 and read_s * choice.n_jobs > load.item_s:
+        yield (
+            f"to read an item from the input takes {format_time(read_s)} for {format_time(load.item_s)} of work, which "
+            f"is too slow for {choice.n_jobs} workers"
+        )
+
+
 def _assumed_items(load: Workload) -> int:
     """How many items to plan for where nobody knows."""
     least, most = _ASSUMED_ITEMS
     return min(max(math.ceil(_ASSUMED_S / max(load.item_s, 1e-9)), least), most)
 
 
-def _buffersize(choice: Choice, load: Workload, bounds: Bounds) -> int:
-    """Items to read ahead: enough for all workers, within a part of the memory."""
-    wanted = _CHUNKS_AHEAD * choice.n_jobs * choice.plan.chunksize
+def buffersize_for(choice: Choice, load: Workload, bounds: Bounds, read_s: float) -> int:
+    """Items to read ahead: enough for all workers, within a part of the memory, and soon read."""
+    wanted = min(_CHUNKS_AHEAD * choice.n_jobs * choice.plan.chunksize, int(_FILL_S / max(read_s, 1e-6)))
     limit = min(bounds.memory_limit or math.inf, machine.memory_limit())
     fitting = limit * _BUFFER_PART / max(load.nbytes_in + load.nbytes_out, 1.0)
     return max(min(wanted, int(fitting)), choice.n_jobs + 1)

@@ -81,7 +81,7 @@ class Workload(NamedTuple):
 # Guards the two below.
 _lock = threading.Lock()
 _store: Store | None = None
-_written_s: dict[str, float] = {}  # time of an item as last read or written, by name
+_kept: dict[str, tuple[str | None, float]] = {}  # the code, and the time of an item as last read or written, by name
 
 
 def recall(cache_key: str, func: Callable[..., Any]) -> Workload | None:
@@ -107,24 +107,25 @@ def recall(cache_key: str, func: Callable[..., Any]) -> Workload | None:
         return None
     workload = Workload(str(value.get("function")), **numbers)
     with _lock:
-        _written_s[cache_key] = workload.item_s
+        _kept[cache_key] = (function_key(func), workload.item_s)
     return workload
 
 
 def remember(cache_key: str, func: Callable[..., Any], workload: Workload) -> None:
     """Keep what is known under a name, for this machine; a no-op when it is no news."""
+    code = function_key(func)
     with _lock:
-        known_s = _written_s.get(cache_key)
-        if known_s is not None and abs(workload.item_s - known_s) <= _NEWS * known_s:
-            return
+        known_code, known_s = _kept.get(cache_key, (None, math.inf))
+    if known_code == code and abs(workload.item_s - known_s) <= _NEWS * known_s < math.inf:
+        return
     known = recall(cache_key, func)
     if known is not None:  # a map measures less than a sample: keep what it does not know
         unknown = {name: number for name, number in known._asdict().items() if not workload._asdict()[name]}
         workload = workload._replace(**unknown)
-    value: dict[str, float | int | str | None] = {**workload._asdict(), "code": function_key(func)}
+    value: dict[str, float | int | str | None] = {**workload._asdict(), "code": code}
     _get_store().write_many([Record("workload", cache_key, machine_key(), value, workload.n_measured)])
     with _lock:
-        _written_s[cache_key] = workload.item_s
+        _kept[cache_key] = (code, workload.item_s)
 
 
 def _get_store() -> Store:
@@ -134,7 +135,7 @@ def _get_store() -> Store:
     with _lock:
         if _store is None or _store.path != path.absolute():
             _store = Store(path)
-            _written_s.clear()
+            _kept.clear()
         return _store
 
 

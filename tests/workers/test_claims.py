@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 
 import pytest
 
@@ -9,12 +10,12 @@ from amorsize_executor.workers import blocks, claims
 
 
 @pytest.fixture(params=["memory", "folder"])
-def tickets(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> claims.ClaimFile:
+def tickets(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[claims.ClaimFile]:
     if request.param == "folder":
         monkeypatch.setattr(claims, "_atomic_file", blocks.create_in_folder)
     made = claims.create()
-    request.addfinalizer(made.close)
-    return made
+    yield made
+    made.close()
 
 
 def test_there_are_no_tickets_before_some_are_offered(tickets: claims.ClaimFile) -> None:

@@ -253,9 +253,8 @@ def test_a_death_while_a_large_result_was_before_it(driver: Driver) -> None:
 def test_an_idle_workers_death_was_no_items_fault(driver: Driver) -> None:
     driver.run(1, abs, [-1])
     assert driver.values(1, 1) == [1]
-    driver.pool.post(
-        1, make_frame((protocol.RUN, 2, None, (), 99, protocol.SCALAR_ITEMS, [1]))
-    )  # a function it has not
+    # A function that it has not:
+    driver.pool.post(1, make_frame((protocol.RUN, 2, None, (), 99, protocol.SCALAR_ITEMS, [1])))
     driver.wait_until(lambda: driver.messages[-1] == (protocol.NEED_FUNCTIONS, 2))
     driver.pool.kill(1)
     end = driver.ended()
@@ -290,9 +289,8 @@ class Deadly:
 
 
 def test_a_function_that_kills_where_it_is_loaded_counts_as_the_first_item(driver: Driver) -> None:
-    driver.pool.post(
-        1, make_frame((protocol.RUN, 2, None, ((1, pickle.dumps(Deadly())),), 1, protocol.SCALAR_ITEMS, [1, 2]))
-    )
+    functions = ((1, pickle.dumps(Deadly())),)
+    driver.pool.post(1, make_frame((protocol.RUN, 2, None, functions, 1, protocol.SCALAR_ITEMS, [1, 2])))
     assert driver.ended().running == (2, 0, 1)
 
 
