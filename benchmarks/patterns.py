@@ -99,16 +99,19 @@ def run(patterns: Sequence[Pattern], rounds: int) -> tuple[list[Measured], list[
             families.append(family)
         else:
             notes.append(f"{family} was skipped: {why}.")
-    for number in range(rounds):
-        for one in measured:
-            say(f"round {number + 1} of {rounds}, {one.pattern.name}")
-            for family in in_turn(tuple(families), number):
-                try:
-                    sample = measure(one.pattern.name, CONTENDERS[family])
-                except ProbeError as error:
-                    notes.append(f"{one.pattern.name}: {family} failed: {error}")
-                else:
-                    one.samples.setdefault(family, []).append(sample)
+    try:
+        for number in range(rounds):
+            for one in measured:
+                say(f"round {number + 1} of {rounds}, {one.pattern.name}")
+                for family in in_turn(tuple(families), number):
+                    try:
+                        sample = measure(one.pattern.name, CONTENDERS[family])
+                    except ProbeError as error:
+                        notes.append(f"{one.pattern.name}: {family} failed: {error}")
+                    else:
+                        one.samples.setdefault(family, []).append(sample)
+    except KeyboardInterrupt:
+        notes.append("Interrupted: some patterns have fewer rounds.")
     notes += [f"{one.pattern.name}: {family} found something else than the loop." for one, family in _odd(measured)]
     return [one for one in measured if one.samples.get(SERIAL) and one.samples.get(OURS)], notes
 
