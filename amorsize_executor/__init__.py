@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         optimize_streaming,
         save_config,
     )
+    from .workers.sharing import Shared
 
 __version__ = "0.1.0"
 
@@ -33,6 +34,7 @@ __all__ = [
     "Profile",
     "RemoteTraceback",
     "SerializationError",
+    "Shared",
     "StreamingOptimizationResult",
     "WorkerDied",
     "default_executor",
@@ -61,6 +63,7 @@ _LAZY = {
         ),
         "optimizer",
     ),
+    "Shared": "workers.sharing",
 }
 
 

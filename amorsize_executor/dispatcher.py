@@ -24,7 +24,7 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -43,17 +43,22 @@ from .decisions.cost_model import CostModel
 from .decisions.planner import PoolState
 from .decisions.scheduler import Scheduler
 from .decisions.work import Chunk
-from .encoding import Task, decode_outcomes, encode_items, encode_one, encode_tasks
-from .failures import broken_pool, chained, init_error, no_descriptors, start_failure, worker_died
+from .encoding import Parcel, Task, decode_outcomes, encode_items, encode_one, encode_tasks
+from .failures import broken_pool, chained, init_error, no_descriptors, no_lease, start_failure, worker_died
 from .maps import Maps
 from .results import Failed
 from .workers import protocol, serialize
-from .workers.channel import LOST, Frame, make_frame
+from .workers.channel import LOST, make_frame
 from .workers.functions import FunctionTable
+from .workers.ledger import BlockLedger
 from .workers.pool import Ended, Message, WorkerPool
+from .workers.warm import IDLE_S
 
 if TYPE_CHECKING:
     from multiprocessing.context import BaseContext
+
+    from .learned import LearnedCosts
+    from .workers.functions import Function
 
 #: While maps are computed by their callers, the I/O thread looks after them this often, in seconds ...
 _WATCH_S = 5e-3
@@ -65,6 +70,8 @@ _RETIRE_GRACE_S = 30.0
 _STARTS_S = 0.2
 #: Memory in use is looked up at most this often, in seconds.
 _MEMORY_PERIOD_S = 0.25
+#: What was learned is written at most this often while nothing runs, in seconds, and at the end.
+_KEEP_S = 30.0
 #: Longest wait of the I/O thread, in seconds: a selector takes no infinity.
 _LONGEST_WAIT_S = 86_400.0
 #: Part of the memory limit that stays free for what was not foreseen.
@@ -87,6 +94,7 @@ class Settings(NamedTuple):
     retries: int
     env: dict[str, str]
     cost_model: CostModel
+    learned: LearnedCosts | None = None
 
 
 class Dispatcher:
@@ -94,7 +102,8 @@ class Dispatcher:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.functions = FunctionTable()
+        self.ledger = BlockLedger(settings.memory_limit)
+        self.functions = FunctionTable(self.ledger.store)
         self.cost_model = settings.cost_model
         # Guards the scheduler and the attributes below; held for computation only, never over pickling, sending,
         # user code, callbacks or waiting.
@@ -121,10 +130,12 @@ class Dispatcher:
         self._no_starts.set()
         # Owned by the I/O thread.
         self._idle_looks = 0
+        self._kept_at = 0.0  # when what was learned was last written
         self._retiring: dict[int, float] = {}  # when a worker that was told to end is killed
         self._peak_nbytes: dict[int, int] = {}
         self._init_fd: int | None = None  # block of the initializer's arguments
         self._memory_checked_at = 0.0
+        self._trim_at: float | None = None  # when blocks are looked through
         self._memory_room = 0.0  # bytes for all workers together, as last looked up
         # Set by a collected executor or the end of the interpreter, without a lock.
         self.is_abandoned = False
@@ -156,9 +167,9 @@ class Dispatcher:
         self.check_open()
         future: Future[Any] = Future()
         try:
-            function = self.functions.register(fn)
+            function = self.register(fn)
             _ = function.fn_id  # pickles a new function now, so that an error is this future's
-            task = Task(future, function, args, kwargs)
+            task = Task(future, function, args, kwargs, self.ledger.store)
         except Exception as error:  # told through the future, as the standard pool does
             future.set_running_or_notify_cancel()
             future.set_exception(error)
@@ -178,9 +189,7 @@ class Dispatcher:
             else:
                 task_id = self.new_id()
                 self._tasks[task_id] = task
-                actions = self.scheduler.submit(
-                    task_id, task.function.key, time.perf_counter(), is_alone=task.block_fd >= 0
-                )
+                actions = self.scheduler.submit(task_id, task.function.key, time.perf_counter(), is_alone=task.is_large)
                 is_new_wait = self.scheduler.has_new_wait
         if actions is None:
             self.check_open()
@@ -189,6 +198,13 @@ class Dispatcher:
         elif is_new_wait:
             self.wake()
         return future
+
+    def register(self, fn: Callable[..., Any]) -> Function:
+        """A function's entry, with what is known about it recalled."""
+        function = self.functions.register(fn)
+        if self.settings.learned is not None:
+            self.settings.learned.recall(function.key, fn)
+        return function
 
     def new_id(self) -> int:
         """A number for a task or map; under the lock."""
@@ -227,6 +243,10 @@ class Dispatcher:
             actions = more
         if wake:
             self.wake()
+
+    def run_in_worker(self, fn: Callable[..., Any], item: Any) -> Any:
+        """Result of one call in a worker, which is measured."""
+        return self.submit(fn, (item,), {}).result()
 
     def want_workers(self, n_workers: int) -> None:
         """Start workers ahead of work, up to so many in all."""
@@ -276,25 +296,29 @@ class Dispatcher:
         known = pool.known_functions(worker_id)
         if is_resent:
             known.clear()
+            self.ledger.forget_known(worker_id)
         begun = time.thread_time() if chunk.job_id is not None else 0.0
+        items = chunk.items  # as soon as they are offered, some may be taken back
         try:
             if chunk.job_id is None:
-                frame = encode_tasks(chunk, [self._begin(task_id) for task_id in chunk.items], known)
+                parcel = encode_tasks(chunk, [self._begin(task_id) for task_id in items], known, self.ledger.store)
             else:
-                frame = self._encode_items(chunk, known)
+                parcel = self._encode_items(chunk, items, known)
+            if parcel is None:
+                return self._close_chunk(chunk)
+            for frame in self.ledger.give(worker_id, chunk.chunk_id, parcel.used):
+                pool.post(worker_id, frame)
         except Exception as error:  # no room for a block: these items fail, the pool works on
-            self._fail_items(chunk.job_id, tuple(chunk.items[chunk.n_done :]), error)
-            return self._close_chunk(chunk)
-        if frame is None:
+            self._fail_items(chunk.job_id, tuple(items), error)
             return self._close_chunk(chunk)
         if chunk.slot is not None and not is_resent:
-            pool.offer(worker_id, chunk.slot, len(chunk.items))
-        pool.post(worker_id, frame)
+            pool.offer(worker_id, chunk.slot, len(items))
+        pool.post(worker_id, parcel.frame)
         if chunk.job_id is not None:
             job = self.maps.jobs.get(chunk.job_id)
             if job is not None:
                 spent = time.thread_time() - begun
-                self.cost_model.observe_carriage(job.function.key, len(chunk.items), spent, len(frame.data))
+                self.cost_model.observe_carriage(job.function.key, len(items), spent, len(parcel.frame.data))
         return []
 
     def _begin(self, task_id: int) -> Task | None:
@@ -309,16 +333,16 @@ class Dispatcher:
         task.close()
         return None
 
-    def _encode_items(self, chunk: Chunk, known: set[int]) -> Frame | None:
-        """The frame of items of a map; None if nobody wants them any more."""
+    def _encode_items(self, chunk: Chunk, items: Sequence[int], known: set[int]) -> Parcel | None:
+        """The parcel of items of a map; None if nobody wants them any more."""
         job = self.maps.jobs.get(chunk.job_id or 0)
         if job is None:
             return None
-        frame, nbytes = encode_items(chunk, job, known)
-        if nbytes is not None:
+        parcel = encode_items(chunk, items, job, known, self.ledger.store)
+        if parcel.item_nbytes is not None:
             with self.lock:
-                self.scheduler.set_item_nbytes(job.job_id, nbytes)
-        return frame
+                self.scheduler.set_item_nbytes(job.job_id, parcel.item_nbytes)
+        return parcel
 
     def _close_chunk(self, chunk: Chunk) -> list[Action]:
         """Nothing of a chunk runs: its items are settled."""
@@ -382,6 +406,7 @@ class Dispatcher:
         pool = self.pool
         assert pool is not None
         lifecycle.ensure_watch()
+        learned = self.settings.learned
         if lifecycle.is_interpreter_ending():
             self.is_abandoned = True  # the one who tells may have come before this was added
         try:
@@ -393,15 +418,19 @@ class Dispatcher:
                     if self.scheduler.is_drained and not self._to_do:
                         return
                     timeout = self._timeout()
-                if not pool.wait(timeout, self._handle, self._ended) or self.is_watching:
+                is_quiet = not pool.wait(timeout, self._handle, self._ended)
+                if is_quiet or self.is_watching or self._is_trim_due():
                     self._look_around()
         except BaseException as error:  # a bug here must not leave callers waiting for ever
             self._break(error)
             raise
         finally:
             pool.close()
+            self.ledger.close()
             if self._init_fd is not None:
                 os.close(self._init_fd)
+            if learned is not None:
+                learned.close()
             lifecycle.discard(self)
 
     def _do(self) -> None:
@@ -435,12 +464,19 @@ class Dispatcher:
             times.append(_WATCH_S)
         if self._retiring:
             times.append(1.0)
+        if self._trim_at is not None:
+            times.append(max(self._trim_at - time.perf_counter(), 0.0))
+        if self.settings.learned is not None:
+            times.append(_KEEP_S)
         known = [t for t in times if t is not None]
         return min(*known, _LONGEST_WAIT_S) if known else None
 
     def _look_around(self) -> None:
         """Time has passed."""
         now = time.perf_counter()
+        if self.settings.learned is not None and now - self._kept_at > _KEEP_S and not self.scheduler.n_busy:
+            self._kept_at = now
+            self.settings.learned.keep()
         with self.lock:
             actions = self.scheduler.tick(now)
             held = [self.maps.jobs[i] for i in self.scheduler.held_jobs() if i in self.maps.jobs]
@@ -449,11 +485,24 @@ class Dispatcher:
                 self._idle_looks = 0 if held else self._idle_looks + 1
                 self.is_watching = self._idle_looks < _WATCH_IDLE_LOOKS
         self.execute(actions)
+        if self._trim_at is not None and now >= self._trim_at:
+            self._trim_blocks(now)
         for worker_id, until in list(self._retiring.items()):
             if now > until and self.pool is not None:
                 self.pool.kill(worker_id)
         for job in held:
             self.maps.look_after(job, pool_state, now)
+
+    def _is_trim_due(self) -> bool:
+        return self._trim_at is not None and time.perf_counter() >= self._trim_at
+
+    def _trim_blocks(self, now: float) -> None:
+        """Give up blocks that were not used for long."""
+        frames, wait = self.ledger.trim()
+        self._trim_at = now + wait if wait is not None else None
+        for worker_id, frame in frames:
+            if self.pool is not None:
+                self.pool.post(worker_id, frame)
 
     def _handle(self, message: Message) -> None:
         """A worker has sent something."""
@@ -475,6 +524,10 @@ class Dispatcher:
                 with self.lock:
                     actions = self.scheduler.chunk_cut(worker_id, content[1], time.perf_counter())
                 self.execute(actions)
+            elif code == protocol.BLOCKS_DONE:
+                self.ledger.done(worker_id, content[1], content[2])
+                if self._trim_at is None:
+                    self._trim_at = time.perf_counter() + IDLE_S
             elif code == protocol.MEMORY:
                 self._peak_nbytes[worker_id] = content[1]
                 self._fit_memory()
@@ -487,7 +540,9 @@ class Dispatcher:
     def _results(self, worker_id: int, content: tuple[Any, ...], block_fd: int | None) -> None:
         code, chunk_id, offset, n, elapsed_ns, cpu_ns, *rest = content
         chunk = self.scheduler.chunk(worker_id, chunk_id)  # two look-ups, each atomic
+        number = rest[1] if len(rest) > 1 else 0
         if chunk is None or offset < chunk.n_done:
+            self.ledger.unread(worker_id, number)
             return  # a record read both from the channel and from a dead worker's memory
         job = self.maps.jobs.get(chunk.job_id) if chunk.job_id is not None else None
         items = chunk.items[offset : offset + n]
@@ -495,7 +550,9 @@ class Dispatcher:
         if not rest:
             code, values = protocol.OUTCOMES, [Failed(no_descriptors()) for _ in items]
         elif code == protocol.OUTCOMES:
-            values, n_skipped = decode_outcomes(job, items, rest[0], block_fd)
+            has_block = block_fd is not None and block_fd != LOST
+            lease = self.ledger.reader(worker_id, number, block_fd) if block_fd is not None and has_block else no_lease
+            values, n_skipped = decode_outcomes(job, items, rest[0], lease)
         else:
             values = rest[0]
         if job is not None:
@@ -521,6 +578,7 @@ class Dispatcher:
                 size = job.size_of(items, elapsed_s) if not n_skipped else None
                 job.note(worker_id, began, now, n, elapsed_s, at_once, is_continued=offset > 0)
             job.settle(items, values, failed=code == protocol.OUTCOMES)
+            self.maps.replace_caller(job, now)
             self.maps.forget_if_settled(job)
         elif chunk.job_id is None:
             self._resolve(items, values)
@@ -534,12 +592,12 @@ class Dispatcher:
             task = self._tasks.pop(task_id, None)
             if task is None:
                 continue
-            if task.block_fd >= 0:
+            if task.blocks:
                 task.close()
             if type(value) is not Failed:
                 task.future.set_result(value)
             elif task.future.running():
-                task.future.set_exception(value.error)
+                task.future.set_exception(task.error or value.error)
 
     # ------------------------------------------------------------------ ends
 
@@ -548,6 +606,7 @@ class Dispatcher:
         self._retiring.pop(event.worker_id, None)
         self._peak_nbytes.pop(event.worker_id, None)
         self._last_end = event
+        self.ledger.worker_gone(event.worker_id)
         with self.lock:
             actions = self.scheduler.worker_died(event.worker_id, event.running, time.perf_counter())
         self.execute(actions)
@@ -671,7 +730,7 @@ class Dispatcher:
             except OSError:  # no descriptor left to read it
                 return
             own = machine.resident_nbytes(os.getpid()) or 0
-            self._memory_room = limit * (1 - _MEMORY_RESERVE) - own
+            self._memory_room = limit * (1 - _MEMORY_RESERVE) - own - self.ledger.store.nbytes
         cap = max(int(self._memory_room / max(self._peak_nbytes.values())), 1)
         with self.lock:
             self.scheduler.memory_cap = cap

@@ -25,12 +25,18 @@ if TYPE_CHECKING:
 
     from .decisions.planner import Plan, PoolState
     from .integrations.progress import Progress
+    from .learned import LearnedCosts
+    from .workers.sharing import Shared
 
     P = ParamSpec("P")
 T = TypeVar("T")
 
 #: Results that come in larger batches than this are small, and handed out as fast as a list.
 _LARGE_BATCH = 64
+#: Items that are made while they are read are handed on this often, in seconds, and the first ones when there are as
+#: many (then twice as many, and so on): the next may be long in coming.
+_READ_S = 5e-3
+_READ_ITEMS = 64
 _START_METHODS = ("loky", "spawn", "forkserver", "fork")
 #: Read by BLAS, OpenMP and friends when they load.
 _THREAD_VARIABLES = (
@@ -101,7 +107,8 @@ class AmorsizeExecutor(Executor):
     threads_per_worker
         Threads for BLAS and OpenMP in each worker. None: CPUs // max_workers, unless the environment says otherwise.
     cost_model
-        What is known about functions. None: shared by all executors of the process.
+        What is known about functions. None: shared by all executors of the process. A path: of an SQLite file in
+        which it is kept for later processes; safe with many of them at once.
     progress
         Default for `map`: True shows a bar, a callable is called with (done, total).
 
@@ -131,7 +138,7 @@ class AmorsizeExecutor(Executor):
         inline: Literal["auto", "never"] = "auto",
         retries: int = 0,
         threads_per_worker: int | None = None,
-        cost_model: CostModel | None = None,
+        cost_model: CostModel | str | os.PathLike[str] | None = None,
         progress: bool | Callable[[int, int], object] = False,
     ) -> None:
         n_cpus = machine.cpu_count()
@@ -160,8 +167,17 @@ class AmorsizeExecutor(Executor):
         _check_int("retries", retries, 0)
         if threads_per_worker is not None:
             _check_int("threads_per_worker", threads_per_worker, 1)
-        if cost_model is not None and not isinstance(cost_model, CostModel):
-            raise TypeError(f"cost_model must be a CostModel or None, got {cost_model!r}")
+        learned: LearnedCosts | None = None
+        if cost_model is None:
+            cost_model = _process_model
+        elif isinstance(cost_model, (str, os.PathLike)):
+            from .learned import LearnedCosts
+
+            path, cost_model = cost_model, CostModel()
+            learned = LearnedCosts(path, cost_model)
+            learned.begin()
+        elif not isinstance(cost_model, CostModel):
+            raise TypeError(f"cost_model must be a CostModel, the path of a file or None, got {cost_model!r}")
         _check_progress(progress)
         self._progress = progress
         self._settings = Settings(
@@ -177,7 +193,8 @@ class AmorsizeExecutor(Executor):
             retries=retries,
             env=_thread_limits(threads_per_worker, n_cpus, max_workers),
             n_cpus=n_cpus,
-            cost_model=cost_model if cost_model is not None else _process_model,
+            cost_model=cost_model,
+            learned=learned,
         )
         self._attach(Dispatcher(self._settings))
 
@@ -309,24 +326,24 @@ class AmorsizeExecutor(Executor):
         dispatcher.check_open()
         is_star = len(iterables) > 1
         source: Iterator[Any] | None = None
-        if buffersize is None:
-            items = list(zip(*iterables, strict=False)) if is_star else list(iterables[0])
-        else:
+        rest: Iterator[Any] | None = None
+        if buffersize is not None:
             source = iter(zip(*iterables, strict=False)) if is_star else iter(iterables[0])
             items = list(islice(source, buffersize))
             if len(items) < buffersize:
                 source = None
+        elif all(hasattr(iterable, "__len__") for iterable in iterables):
+            items = list(zip(*iterables, strict=False)) if is_star else list(iterables[0])
+        else:  # workers may begin while more is read
+            rest = iter(zip(*iterables, strict=False)) if is_star else iter(iterables[0])
+            most = _READ_ITEMS
+            items, is_all = _read(rest, most)
+            rest = None if is_all else rest
         if not items:
             return RunningMap(iter(()), None)
-        constraint = ""
+        constraint = "a timeout is set" if timeout is not None else self._constraint
         if n_workers is not None:
             constraint = f"{n_workers} worker{'s were' if n_workers > 1 else ' was'} asked for"
-        elif self._settings.inline == "never":
-            constraint = "inline='never'"
-        elif self._settings.initializer is not None:
-            constraint = "an initializer is set"
-        elif timeout is not None:
-            constraint = "a timeout is set"
         job = dispatcher.maps.open(
             fn,
             items,
@@ -335,12 +352,67 @@ class AmorsizeExecutor(Executor):
             chunksize=chunksize,
             is_ordered=ordered,
             constraint=constraint,
+            is_closed=rest is None,
             n_workers=n_workers,
             sample_size=sample_size,
         )
+        if rest is not None:
+            try:
+                is_all = False
+                while not is_all:
+                    most *= 2
+                    items, is_all = _read(rest, most)
+                    dispatcher.maps.feed(job, items, is_closed=is_all)
+            except BaseException:
+                dispatcher.maps.abandon(job)
+                raise
         shown = _make_progress(progress, job) if progress else None
         # Who has more to read must be able to submit it: then the iterator keeps the executor alive.
         return RunningMap(_results(dispatcher, job, until, shown, self if source is not None else None), job)
+
+    @property
+    def _constraint(self) -> str:
+        """Why items may not run in the caller; empty if they may."""
+        if self._settings.inline == "never":
+            return "inline='never'"
+        return "an initializer is set" if self._settings.initializer is not None else ""
+
+    def plan(self, fn: Callable[[Any], Any], items: Iterable[Any]) -> Plan:
+        """What `map` would do with these items now, and why.
+
+        Parameters
+        ----------
+        fn
+            Called with one item. If nothing is known about it, a sample is run as `map` would begin: the first item,
+            and further ones until half a millisecond has passed; nothing else runs.
+        items
+            The items; a generator is read to its end.
+
+        Returns
+        -------
+        Plan
+            With the cost of the serial loop and of each number of workers that was compared, term by term.
+
+        Raises
+        ------
+        TypeError
+            For a parameter of the wrong type.
+        Exception
+            Whatever `fn` raises for a sampled item.
+
+        Examples
+        --------
+        >>> with AmorsizeExecutor() as executor:
+        ...     plan = executor.plan(abs, range(1000))
+        >>> plan.is_serial, plan.n_items
+        (True, 1000)
+        """
+        _check_callable(fn)
+        if not isinstance(items, Iterable):
+            raise TypeError(f"items must be an iterable, got {items!r}")
+        dispatcher = self._own()
+        dispatcher.check_open()
+        return dispatcher.maps.foresee(fn, list(items), None, self._constraint)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more work and free the workers when what was submitted is done.
@@ -385,6 +457,39 @@ class AmorsizeExecutor(Executor):
         """
         _check_int("max_workers", max_workers, 1)
         self._own().resize(max_workers)
+
+    def share(self, obj: T) -> Shared[T]:
+        """Store an object once, for all tasks that need it, until it is closed.
+
+        Large objects that stand in several items of a map, or in a function, are shared anyway. This is for those that
+        many calls need: nothing is compared or stored again, and the caller may give up its own copy.
+
+        Parameters
+        ----------
+        obj
+            The object, stored as it is now.
+
+        Returns
+        -------
+        Shared
+            A handle, to be put in place of the object anywhere in arguments and functions, for any executor of this
+            process. A context manager; `Shared.close` gives up the memory.
+
+        Raises
+        ------
+        SerializationError
+            If the object cannot be pickled.
+
+        Examples
+        --------
+        >>> with AmorsizeExecutor(2) as executor, executor.share([3, 1, 2]) as numbers:
+        ...     executor.submit(sorted, numbers).result()
+        [1, 2, 3]
+        """
+        from .workers.sharing import Shared
+
+        self._own().check_open()
+        return Shared(obj)
 
     @property
     def is_open(self) -> bool:
@@ -449,6 +554,17 @@ def _shown(batch: list[Any], shown: Progress) -> Iterator[Any]:
     for value in _checked(batch):
         shown.advance()
         yield value
+
+
+def _read(source: Iterator[Any], most: int) -> tuple[list[Any], bool]:
+    """What an iterator gives within `_READ_S`, at most so many items, and whether that was all."""
+    items = []
+    until = time.perf_counter() + _READ_S
+    for item in source:
+        items.append(item)
+        if len(items) >= most or time.perf_counter() >= until:
+            return items, False
+    return items, True
 
 
 def _make_progress(progress: bool | Callable[[int, int], object], job: MapJob) -> Progress:

@@ -53,9 +53,14 @@ def broken_pool() -> type[BrokenExecutor]:
 def init_error(entry: Any) -> BaseException:
     """What an initializer raised in a worker."""
     try:
-        return with_cause(*serialize.decode(entry, lambda: memoryview(b"")))
+        return with_cause(*serialize.decode(entry, no_lease))
     except Exception as error:  # of a class that this process cannot make
         return add_note(error, "raised while the initializer's exception was unpickled")
+
+
+def no_lease(block_id: int, start: int, stop: int) -> tuple[memoryview, int]:
+    """For entries whose block could not be received."""
+    raise no_descriptors()
 
 
 def no_descriptors() -> OSError:
@@ -86,7 +91,7 @@ def culprit(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
     named = [(f"argument {i}", value) for i, value in enumerate(args)] + [(f"{k}=", v) for k, v in kwargs.items()]
     for name, value in named:
         try:
-            serialize.dumps(value)
+            serialize.check(value)
         except Exception:  # the error itself is raised by the caller; this only finds the place
             return f"{name}, a {type(value).__qualname__!r} object"
     return "its arguments"

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from itertools import starmap
 from typing import Any
 
 from .workers import serialize
+from .workers.copies import CallerCopies, is_nobody_elses
 from .workers.process import not_picklable
 
 
@@ -39,14 +41,9 @@ class InlineBatch:
 
     def run(self) -> Exception | None:
         """Run the items until the end, or until one raises; returns what it raised."""
-        call, append = self._call, self.values.append
         try:
-            if self._is_star:
-                for item in self._items:
-                    append(call(*item))
-            else:
-                for item in self._items:
-                    append(call(item))
+            # Extends the list item by item, at the speed of C.
+            self.values.extend((starmap if self._is_star else map)(self._call, self._items))
         except Exception as error:  # Ctrl-C and exits belong to the caller at once
             return error
         return None
@@ -76,14 +73,14 @@ class InlineBatch:
         return range(self.first + n_settled, self._stop)
 
 
-def copy_items(items: list[Any], first: int, name: str) -> tuple[list[Any], Exception | None]:
+def copy_items(items: list[Any], first: int, name: str, copies: CallerCopies) -> tuple[list[Any], Exception | None]:
     """What a worker would have got for these items: copies; and the error of the first that cannot be copied."""
     if serialize.are_scalars(items):
         return items, None
     copied: list[Any] = []
     for i, item in enumerate(items):
         try:
-            copied.append(serialize.copy(item))
+            copied.append(copies.copy(item))
         except Exception as problem:
             what = f"item {first + i} of map({name}), a {type(item).__qualname__!r} object,"
             return copied, not_picklable(what, problem)
@@ -94,7 +91,10 @@ def copy_values(values: list[Any], first: int, name: str) -> Exception | None:
     """Replace results by what a worker would have sent; cut at the first that cannot be copied and return its error."""
     if serialize.are_scalars(values):
         return None
-    for i, value in enumerate(values):
+    for i in range(len(values)):
+        if is_nobody_elses(values, i):
+            continue
+        value = values[i]
         try:
             values[i] = serialize.copy(value)
         except Exception as problem:

@@ -94,11 +94,17 @@ def peak_nbytes() -> int:
 
     Notes
     -----
-    Not ``ru_maxrss`` on Linux: that starts from the memory of the process which this one was forked from.
+    Not ``ru_maxrss`` on Linux: that starts from the memory of the process which this one was forked from. Shared memory
+    that it has now is taken off there: several processes have the same.
     """
+    peak = shared = 0
     for line in _read("/proc/self/status").splitlines():
         if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
+            peak = int(line.split()[1]) * 1024
+        elif line.startswith("RssShmem:"):
+            shared = int(line.split()[1]) * 1024
+    if peak:
+        return max(peak - shared, 0)
     import resource
 
     unit = 1 if sys.platform == "darwin" else 1024

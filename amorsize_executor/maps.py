@@ -15,20 +15,24 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .decisions import planner, sizes
+from .encoding import own_nbytes
 from .inline import InlineBatch, copy_items, copy_values
 from .results import Failed, MapJob
+from .workers.copies import CallerCopies
 
 if TYPE_CHECKING:
     from .decisions.actions import Action
     from .decisions.cost_model import CostModel
     from .decisions.planner import Plan, PoolState
     from .decisions.scheduler import Scheduler
-    from .workers.functions import FunctionTable
+    from .workers.functions import Function
 
 #: A map with a buffer reads on when about this part of its buffer was taken.
 _BUFFER_PARTS = 4
 #: Batches that the caller runs one after another are one span of the timeline, if no more is between them, in seconds.
 _GAP_S = 1e-3
+#: A caller that should help with a map, and has not for so long, does not, in seconds.
+_ABSENT_S = 0.03
 #: Sizes of more items than this are not looked at to find giants: it would take longer than it gains.
 _MOST_SIZES = 100_000
 
@@ -40,10 +44,12 @@ class Engine(Protocol):
     lock: threading.Lock
     scheduler: Scheduler
     cost_model: CostModel
-    functions: FunctionTable
     is_shut_down: bool
     #: Whether the I/O thread looks after held maps without being woken.
     is_watching: bool
+
+    def register(self, fn: Callable[..., Any]) -> Function:
+        """A function's entry, with what is known about it recalled."""
 
     def check_open(self) -> None:
         """Raise what a submit raises, if anything."""
@@ -56,6 +62,9 @@ class Engine(Protocol):
 
     def ensure_thread(self) -> None:
         """Start the I/O thread if it does not run."""
+
+    def run_in_worker(self, fn: Callable[..., Any], item: Any) -> Any:
+        """Result of one call in a worker, which is measured."""
 
     def want_workers(self, n_workers: int) -> None:
         """Start workers ahead of work, up to so many in all."""
@@ -96,6 +105,7 @@ class Maps:
         chunksize: int | None,
         is_ordered: bool,
         constraint: str,
+        is_closed: bool = True,
         n_workers: int | None = None,
         sample_size: int | None = None,
     ) -> MapJob:
@@ -115,13 +125,15 @@ class Maps:
             Whether results come in the order of the items.
         constraint
             Why the caller may not run items; empty if it may.
+        is_closed
+            Whether these are all items; if not, `feed` brings the others, before `next_results` is called.
         n_workers
             Fixed by the caller, or None.
         sample_size
             Items of an unknown function that the caller runs at most before it is decided; None: no bound but time.
         """
         self._engine.check_open()
-        function = self._engine.functions.register(fn)
+        function = self._engine.register(fn)
         may_inline = not constraint
         self._engine.ensure_thread()
         with self._engine.lock:
@@ -141,26 +153,49 @@ class Maps:
             job.n_workers, job.sample_size = n_workers, sample_size
             self.jobs[job.job_id] = job
             self._engine.scheduler.add_map(
-                job.job_id, function.key, len(items), chunksize=chunksize, closed=source is None
+                job.job_id, function.key, len(items), chunksize=chunksize, closed=source is None and is_closed
             )
+            nbytes = own_nbytes(items, is_star)
+            if nbytes:
+                self._engine.scheduler.set_item_nbytes(job.job_id, nbytes)
             plan = self._plan(job)
+        if self._missed_s:
             pool = self._engine.pool_state()
+            if planner.start_pays(self._missed_s, pool) and pool.n_ready < min(pool.max_workers, pool.n_cpus):
+                self._missed_s = 0.0
+                self._engine.want_workers(pool.n_ready + 1)
         if not plan.is_serial:
             self.release(job, plan.n_workers)
             return job
-        if self._missed_s and planner.start_pays(self._missed_s, pool) and pool.n_ready < pool.max_workers:
-            self._missed_s = 0.0
-            self._engine.want_workers(pool.n_ready + 1)
         if not self._engine.is_watching:
             self._engine.is_watching = True
             self._engine.wake()
         return job
 
+    def feed(self, job: MapJob, items: list[Any], *, is_closed: bool) -> None:
+        """More items of a map that was opened before all were read.
+
+        Raises
+        ------
+        RuntimeError
+            After a shutdown.
+        """
+        self._engine.check_open()
+        with self._engine.lock:
+            n_items = job.extend(items)
+            now = time.perf_counter()
+            actions = self._engine.scheduler.extend_map(job.job_id, n_items, is_closed, now)
+            is_larger = n_items >= 2 * job.planned_for[1] or is_closed
+            plan = self._plan(job) if is_larger and self._engine.scheduler.n_waiting(job.job_id) else None
+        self._engine.execute(actions)
+        if plan is not None and not plan.is_serial:
+            self.release(job, plan.n_workers)
+
     def _plan(self, job: MapJob) -> Plan:
         """Plan what remains of a map; under the lock."""
         waiting = self._engine.scheduler.n_waiting(job.job_id)
         pool = self._engine.pool_state()
-        job.planned_ready = pool.n_ready
+        job.planned_for = (pool.n_ready, job.n_items)
         plan = planner.plan_map(
             job.function.name,
             waiting if job.plan is not None else job.n_items,
@@ -195,6 +230,42 @@ class Maps:
             actions = self._engine.scheduler.release_map(job.job_id, n_workers, time.perf_counter())
         self._engine.execute(actions)
 
+    def foresee(self, fn: Callable[..., Any], items: list[Any], chunksize: int | None, constraint: str) -> Plan:
+        """The plan that a map would have; of an unknown function, a sample is run where the map would begin."""
+        function = self._engine.register(fn)
+        cost_model = self._engine.cost_model
+        if items and cost_model.lookup(function.key) is None:
+            begun = time.perf_counter()
+            n = 0
+            while n < len(items) and (n == 0 or time.perf_counter() - begun < planner.SAMPLE_S):
+                if constraint:
+                    self._engine.run_in_worker(fn, items[n])
+                else:
+                    self._sample(function, items[n], n)
+                n += 1
+        with self._engine.lock:
+            pool = self._engine.pool_state()
+        return planner.plan_map(
+            function.name,
+            len(items),
+            cost_model.lookup(function.key),
+            pool,
+            inline=not constraint,
+            chunksize=chunksize,
+            constraint=constraint,
+        )
+
+    def _sample(self, function: Function, item: Any, index: int) -> None:
+        """Run one item here and measure it."""
+        copied, error = copy_items([item], index, function.name, CallerCopies(function.store, None))
+        if error is not None:
+            raise error
+        batch = InlineBatch(index, copied, function.local(), False)
+        problem = batch.run()
+        if problem is not None:
+            raise problem
+        self._engine.cost_model.observe(function.key, 1, time.perf_counter() - batch.started_at)
+
     def _giants(self, job: MapJob, n_workers: int) -> list[tuple[int, float]]:
         """Items that will take far longer than others, if their sizes tell that."""
         line = self._engine.cost_model.size_line(job.function.key)
@@ -204,6 +275,7 @@ class Maps:
         found = sizes.item_sizes(items) if items else None
         if found is None:
             return []
+        job.line = line
         return [(first + i, s) for i, s in sizes.giants(found, line, n_workers)]
 
     def next_results(self, job: MapJob, until: float | None) -> list[Any] | None:
@@ -269,7 +341,7 @@ class Maps:
         if not taken:
             return False
         name, function = job.function.name, job.function
-        items, error = copy_items(job.take_items(taken), taken.start, name)
+        items, error = copy_items(job.take_items(taken), taken.start, name, self._copies(job))
         n_copied = len(items)
         visited_at = job.visited_at
         batch = job.batch = InlineBatch(taken.start, items, function.local(), job.is_star)
@@ -307,6 +379,12 @@ class Maps:
         job.settle(range(taken.start, taken.start + n), values, failed=error is not None)
         return True
 
+    def _copies(self, job: MapJob) -> CallerCopies:
+        """What makes copies of items for the caller."""
+        if job.copies is None:
+            job.copies = CallerCopies(job.function.store, job.epoch if job.source is None else None)
+        return job.copies
+
     def _take_inline(self, job: MapJob) -> range | int:
         """Items for the caller to run now, or the number of workers to hand the map to; under the lock."""
         scheduler = self._engine.scheduler
@@ -324,7 +402,7 @@ class Maps:
                 most = min(waiting, max(sample_left, 1))  # more of a sample first
             elif (
                 planned is None
-                or scheduler.n_ready != job.planned_ready
+                or (scheduler.n_ready, job.n_items) != job.planned_for
                 or not 0.8 * planned <= item_s <= 1.25 * planned
             ):
                 plan = self._plan(job)
@@ -334,6 +412,8 @@ class Maps:
             if not self._may_help(job):
                 return range(0)
             n_sharing = max(scheduler.n_ready, 1)
+            if job.line is not None and item_s is not None:
+                item_s = job.expected_s(scheduler.next_item(job.job_id), item_s)
         is_known = plan.item_s is not None
         most = planner.inline_batch(most, item_s, job.n_inline, is_known, n_sharing=n_sharing)
         return scheduler.take_inline(job.job_id, most)
@@ -342,10 +422,13 @@ class Maps:
         """Whether the caller should run items of a map that workers share; under the lock or for a guess."""
         plan, scheduler = job.plan, self._engine.scheduler
         assert plan is not None
+        cost = self._engine.cost_model.lookup(job.function.key, in_map=True)
+        if cost is not None and job.line is not None:  # the giants were first: they tell little of the others
+            cost = cost._replace(mean_s=job.expected_s(scheduler.next_item(job.job_id), cost.mean_s))
         asked_at = scheduler.asked_at(job.job_id)
         return planner.inline_pays(
             scheduler.n_waiting(job.job_id) or 1,
-            self._engine.cost_model.lookup(job.function.key, in_map=True),
+            cost,
             min(plan.n_workers or 1, scheduler.worker_limit),
             self._engine.pool_state(),
             time.perf_counter() - (asked_at if asked_at is not None else 0.0),
@@ -372,7 +455,7 @@ class Maps:
 
     def forget_if_settled(self, job: MapJob) -> None:
         """Once all results are there, only the iterator keeps them: it may have been dropped before its first step."""
-        if job.source is None and job.n_settled >= job.n_items:
+        if job.source is None and job.n_settled >= job.n_items and not self._engine.scheduler.has_map(job.job_id):
             with self._engine.lock:
                 self.jobs.pop(job.job_id, None)
 
@@ -380,15 +463,20 @@ class Maps:
         """All results of a map were handed out: its plan now tells what was real."""
         if job.levels:
             self._engine.cost_model.observe_map(job.function.key, job.levels)
-        cost = self._engine.cost_model.lookup(job.function.key)
+        plan = job.plan
+        assert plan is not None
+        cost = None
+        has_helped = (plan.is_serial or plan.is_helped) and job.inline_s > planner.MIN_GAIN_S
+        if plan.item_s is None or has_helped:
+            cost = self._engine.cost_model.lookup(job.function.key)
         with self._engine.lock:
             self.jobs.pop(job.job_id, None)
-            plan = job.plan
+            plan = job.plan  # the I/O thread may have made another
             assert plan is not None
-            if plan.is_serial and cost is not None and job.may_inline:
+            if (plan.is_serial or plan.is_helped) and cost is not None:
                 pool = self._engine.pool_state()
-                if pool.n_ready < pool.max_workers and pool.n_cpus > 1:
-                    self._missed_s += planner.missed_s(job.n_items, cost, pool)
+                if pool.n_ready < min(pool.max_workers, pool.n_cpus) and pool.n_cpus > 1:
+                    self._missed_s += planner.missed_s(plan._replace(n_items=job.n_items), cost, pool)
             job.plan = plan._replace(
                 n_items=job.n_items,
                 actual_s=time.perf_counter() - job.started_at,
@@ -402,6 +490,23 @@ class Maps:
                 )
             if self.last_plan is plan:
                 self.last_plan = job.plan
+
+    def replace_caller(self, job: MapJob, now: float) -> None:
+        """Have a worker more for a map whose caller was to help, and does not."""
+        plan = job.plan
+        if plan is None or not plan.is_helped or job.batch is not None or now - job.visited_at < _ABSENT_S:
+            return
+        with self._engine.lock:
+            pool = self._engine.pool_state()
+            waiting = self._engine.scheduler.n_waiting(job.job_id)
+            if not waiting or job.plan is not plan:
+                return
+            n_workers = min(plan.n_workers + 1, pool.max_workers)
+            why = f"the caller did not help for {planner.format_time(now - job.visited_at)}"
+            job.plan = plan._replace(n_workers=n_workers, is_helped=False, constraint=why)
+            if self.last_plan is plan:
+                self.last_plan = job.plan
+        self.release(job, n_workers)
 
     def look_after(self, job: MapJob, pool_state: PoolState, now: float) -> None:
         """Hand a map to workers if its caller is stuck in an item, or does not come for results."""

@@ -23,6 +23,7 @@ FLOORS = (
     {"errors", "decisions", "machine", "lifecycle"},
     {"workers", "identity"},
     {"store"},
+    {"learned"},
     {"inline", "failures"},
     {"results"},
     {"encoding"},

@@ -12,9 +12,10 @@ several executors in one process may share a model.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from typing import NamedTuple
 
 from .scaling import Scaling
@@ -36,6 +37,8 @@ _ONE_LEVEL = 0.9
 _LEAST_MAP_S = 1e-3
 #: Bounds of the measured overhead of a chunk, in seconds.
 _OVERHEADS_S = (20e-6, 2e-3)
+#: Names of exported times of an item by how many ran at once.
+_LEVEL = "item_s_at_once_"
 #: Functions remembered; the least recently used goes first. About 300 bytes each.
 _MAX_FUNCTIONS = 4096
 
@@ -339,6 +342,57 @@ class CostModel:
             self._starts_measured += 1
             a = max(1.0 / self._starts_measured, 0.2)
             self._worker_start_s += a * (elapsed_s - self._worker_start_s)
+
+    def export(self, key: Hashable) -> dict[str, float | int | str | None] | None:
+        """What is known about a function as plain numbers for `restore`; None when nothing is."""
+        cost = self.lookup(key)
+        if cost is None:
+            return None
+        found: dict[str, float | int | str | None] = {
+            "mean_s": cost.mean_s,
+            "std_s": cost.std_s,
+            "cpu_share": cost.cpu_share,
+            "carry_s": cost.carry_s,
+            "nbytes": cost.nbytes,
+            "n_items": cost.n_items,
+        }
+        found.update((f"{_LEVEL}{n}", item_s) for n, item_s in cost.scaling.levels().items())
+        return found
+
+    def restore(self, key: Hashable, found: Mapping[str, float | int | str | None]) -> None:
+        """Begin with what another process knew about a function; it weighs as much as one item.
+
+        Numbers that make no sense are ignored.
+        """
+        numbers = {name: float(x) for name, x in found.items() if isinstance(x, (int, float)) and 0 <= x < math.inf}
+        if numbers.get("mean_s", 0.0) <= 0 or self.lookup(key) is not None:
+            return
+        with self._lock:
+            f = self._entry(key)
+            f.mean_s = f.map_s = f.total_s = numbers["mean_s"]
+            f.var_s2 = f.map_var_s2 = numbers.get("std_s", 0.0) ** 2
+            f.weight = f.map_weight = f.carried = 1.0
+            f.n_items = 1
+            f.cpu_share = min(numbers.get("cpu_share", 1.0), 1.0)
+            f.carry_s = numbers.get("carry_s", 0.0)
+            f.nbytes = numbers.get("nbytes", 0.0)
+            for name, x in numbers.items():
+                level = name[len(_LEVEL) :]
+                if name.startswith(_LEVEL) and level.isdigit() and int(level) > 0 and x > 0:
+                    f.scaling.observe(int(level), x)
+
+    def export_machine(self) -> dict[str, float | int | str | None]:
+        """What is known about this machine's workers as plain numbers for `restore_machine`."""
+        return {"worker_start_s": self._worker_start_s, "chunk_overhead_s": self._chunk_overhead_s}
+
+    def restore_machine(self, found: Mapping[str, float | int | str | None]) -> None:
+        """Begin with what another process knew about this machine's workers, until something is measured."""
+        start_s, overhead_s = found.get("worker_start_s"), found.get("chunk_overhead_s")
+        with self._lock:
+            if isinstance(start_s, (int, float)) and 0 < start_s < math.inf and not self._starts_measured:
+                self._worker_start_s = float(start_s)
+            if isinstance(overhead_s, (int, float)) and _OVERHEADS_S[0] <= overhead_s <= _OVERHEADS_S[1]:
+                self._chunk_overhead_s = float(overhead_s)
 
     def _entry(self, key: Hashable) -> _Function:
         found = self._functions.get(key)

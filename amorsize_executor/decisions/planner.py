@@ -22,7 +22,7 @@ how long a wrong estimate may go unnoticed; what a chunk's worker has not begun 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .cost_model import CostModel, FunctionCost
 
@@ -62,8 +62,8 @@ START_PRICE = 0.1
 #: Share of its speed that the caller keeps while workers start beside it.
 _CALLER_SHARE_WHILE_STARTING = 0.85
 #: Workers are started for the maps to come when those before would have gained this share of a start's time with them:
-#: the ski-rental rule, for a price that is paid mostly on another CPU.
-_MISSED_SHARE = 0.5
+#: the ski-rental rule. Most of a start's price is paid on another CPU.
+_MISSED_SHARE = 2 * START_PRICE
 
 
 class PoolState(NamedTuple):
@@ -215,6 +215,8 @@ class Plan(NamedTuple):
     @property
     def reason(self) -> str:
         """Why, in one sentence."""
+        if not self.n_items:
+            return "there are no items"
         if self.item_s is None:
             if self.constraint:
                 unknown = f"nothing is known about {self.function} yet and {self.constraint}"
@@ -242,6 +244,31 @@ class Plan(NamedTuple):
             return "serial, in the caller"
         beside = " beside the caller" if self.is_helped else ""
         return f"{self.n_workers} worker{'s' if self.n_workers > 1 else ''}{beside}"
+
+    def plot(self, *, timeline: bool = False) -> Any:
+        """Draw the predicted time against the number of workers, or who ran what and when.
+
+        Needs matplotlib, the ``plot`` extra.
+
+        Returns
+        -------
+        matplotlib.figure.Figure
+            Shown by notebooks; ``savefig`` writes it.
+
+        Raises
+        ------
+        ImportError
+            Without matplotlib.
+        """
+        import importlib
+
+        plots = importlib.import_module("amorsize_executor.integrations.plots")
+        return (plots.draw_timeline if timeline else plots.draw_plan)(self)
+
+    def _repr_html_(self) -> str:
+        from .display import plan_html
+
+        return plan_html(self)
 
     def __str__(self) -> str:
         lines = [f"Plan for {self.function} over {self.n_items:,} item{'s' if self.n_items != 1 else ''}"]
@@ -373,11 +400,13 @@ def plan_map(
         tells, and the planner is asked again.
     """
     most = max(min(pool.max_workers, n_items), 1)
+    if not n_items:
+        return Plan(function, 0, 0, chunksize or 1, serial_s=0.0, predicted_s=0.0, constraint="there are no items")
     if cost is None:
         return Plan(function, n_items, 0 if inline else most, chunksize or 1, constraint=constraint)
     serial = serial_cost(n_items, cost)
     considered = [serial] if inline else []
-    if not inline or serial.total_s >= pool.chunk_overhead_s:
+    if not inline or serial.total_s >= MIN_GAIN_S:  # else there is not so much to gain
         considered += [parallel_cost(n_items, cost, n, pool, inline=inline) for n in _worker_counts(most)]
     # Of those within a hundredth of the best: with the fewest workers to start, then with no need of the caller.
     least_s = min(c.total_s for c in considered)
@@ -409,12 +438,18 @@ def plan_map(
     )
 
 
-def missed_s(n_items: int, cost: FunctionCost, pool: PoolState) -> float:
-    """Seconds that a map which ran in the caller would have gained had workers been there."""
+def missed_s(plan: Plan, cost: FunctionCost, pool: PoolState) -> float:
+    """Seconds that a map would have gained had all workers been ready."""
+    if plan.n_items * cost.mean_s <= 2 * MIN_GAIN_S:  # with two CPUs; with more, nearly
+        return 0.0
     ready = pool._replace(n_ready=pool.max_workers)
-    most = max(min(pool.max_workers, n_items), 1)
-    best_s = min(parallel_cost(n_items, cost, n, ready, inline=True).total_s for n in _worker_counts(most))
-    gain_s = n_items * cost.mean_s - best_s
+    counts = _worker_counts(max(min(pool.max_workers, plan.n_items), 1))
+    best_s = min(parallel_cost(plan.n_items, cost, n, ready, inline=True).total_s for n in counts)
+    if plan.is_serial:
+        planned = serial_cost(plan.n_items, cost)
+    else:
+        planned = parallel_cost(plan.n_items, cost, plan.n_workers, ready, inline=True)
+    gain_s = planned.total_s - best_s
     return gain_s if gain_s >= MIN_GAIN_S else 0.0
 
 
@@ -540,6 +575,8 @@ def inline_pays(
         return caller_helps(cost, min(pool.n_ready, n_workers), pool.n_cpus)
     t = cost.mean_s
     until_ready_s = max(pool.worker_start_s - waited_s, 0.0)
+    if remaining * t <= until_ready_s:
+        return True
     with_it, without_it = (remaining - 1) / n_workers, remaining / n_workers
     if remaining <= 4 * n_workers:  # whole items only
         with_it, without_it = math.ceil(with_it), math.ceil(without_it)

@@ -41,6 +41,10 @@ class Scaling:
         entry = self._levels.get(at_once)
         return entry[0] if entry is not None else None
 
+    def levels(self) -> dict[int, float]:
+        """Mean time of an item in seconds by how many ran at once, as far as it was measured."""
+        return {level: entry[0] for level, entry in self._levels.items()}
+
     def slowdown(self, at_once: float) -> float:
         """How many times as long an item takes when so many run at once as when it runs alone."""
         if at_once <= 1:

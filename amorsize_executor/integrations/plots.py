@@ -8,7 +8,7 @@ picture goes into axes of the caller's, and their figure is returned.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..decisions.planner import format_time
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from ..decisions.planner import Plan
+    from ..decisions.planner import Plan, Span
 
 #: Of a palette that colour-blind people tell apart (Okabe and Ito 2008).
 _BLUE, _LIGHT_BLUE, _ORANGE, _GREEN = "#0072b2", "#56b4e9", "#e69f00", "#009e73"
@@ -31,19 +31,6 @@ _MAX_LABELS = 24
 _MAX_EDGES = 400
 #: Times that differ by more than this factor are drawn on a logarithmic scale, where the short ones can be read.
 _MAX_LINEAR = 20
-
-
-class _Span(Protocol):
-    """When a worker had a chunk; worker 0 is the caller's thread, and times count from the call of map."""
-
-    @property
-    def worker(self) -> int: ...
-    @property
-    def start_s(self) -> float: ...
-    @property
-    def stop_s(self) -> float: ...
-    @property
-    def n_items(self) -> int: ...
 
 
 def draw_plan(plan: Plan, ax: Axes | None = None) -> Figure:
@@ -160,7 +147,7 @@ def draw_timeline(plan: Plan, ax: Axes | None = None) -> Figure:
         If matplotlib is not installed.
     """
     # A plan of a map that has not ended has none.
-    timeline: Sequence[_Span] = getattr(plan, "timeline", ())
+    timeline: Sequence[Span] = plan.timeline
     rows = sorted({span.worker for span in timeline})
     figure, ax = _figure_and_axes(ax, height_inch=min(1.4 + 0.36 * max(len(rows), 1), 12.0))
     end_s = max([plan.actual_s or 0.0, *(span.stop_s for span in timeline)])

@@ -57,7 +57,8 @@ def save_config(result: OptimizationResult, name_or_path: str | os.PathLike[str]
 
     Examples
     --------
-    >>>     >>> from amorsize_executor import load_config, optimize, save_config
+    >>> import tempfile
+    >>> from amorsize_executor import load_config, optimize, save_config
     >>> result = optimize(abs, range(100))
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     path = save_config(result, f"{folder}/absolute.json")

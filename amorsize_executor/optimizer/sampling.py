@@ -184,13 +184,13 @@ class Sampler:
             What the function raises, with the index of the item in a note; `WorkerDied` if it ends its process.
         """
         sample = self._sample
-        until = time.perf_counter() + BUDGET_S
         first = self._pull(1, MOST_NBYTES, math.inf)
         if not first:
             return sample
         self._measure(first, 0.0, MOST_NBYTES, is_profiled=False)
         sample.first_s, first_cpu_s = sample.times_s.pop(), sample.cpu_s
         sample.cpu_s = 0.0
+        until = time.perf_counter() + max(BUDGET_S - sample.first_s, 0.0)  # the start of a worker does not count
         if sample.first_s <= LONE_ITEM_S:
             self._run_others(until, is_profiled)
         if not sample.times_s:

@@ -23,25 +23,46 @@ _MAP_NBYTES = 64 << 10
 #: from then on the limit is the kernel's, 65,530 of all kinds.
 _MOST_MAPPED = 16_384 if sys.version_info >= (3, 13) else 128
 _mapped: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()
+#: Where files without a name lie in memory, without ``memfd_create``; containers often have 64 MB there ...
+SHARED_MEMORY = "/dev/shm"
+#: ... of which so much is left to others, in bytes.
+_ROOM_LEFT_NBYTES = 8 << 20
 
 #: Buffers start at multiples of this, in bytes: what SIMD code and NumPy like.
 _ALIGNMENT = 64
 
 
-def create() -> int:
-    """Descriptor of a new, empty, anonymous file; the caller closes it."""
+def create(nbytes: int = 0) -> int:
+    """Descriptor of a new, empty, anonymous file; the caller closes it.
+
+    Parameters
+    ----------
+    nbytes
+        What it is going to hold: without ``memfd_create``, a folder with room for it is chosen.
+    """
     if hasattr(os, "memfd_create"):
         return os.memfd_create("amorsize_executor", os.MFD_CLOEXEC)
-    return create_in_folder()
+    return create_in_folder(nbytes)
 
 
-def create_in_folder() -> int:
-    """The same as a file of the temporary folder, unlinked at once."""
+def create_in_folder(nbytes: int = 0) -> int:
+    """The same as a file of a folder, unlinked at once: of one in memory if it has room, else of the temporary one."""
     import tempfile
 
-    fd, path = tempfile.mkstemp(prefix="amorsize_executor-")
+    fd, path = tempfile.mkstemp(prefix="amorsize_executor-", dir=_folder_with_room(nbytes))
     os.unlink(path)
     return fd
+
+
+def _folder_with_room(nbytes: int) -> str | None:
+    """A folder in memory if there is one with room for so many bytes; else None: the one for temporary files."""
+    try:
+        room = os.statvfs(SHARED_MEMORY)
+        if room.f_bavail * room.f_frsize > nbytes + _ROOM_LEFT_NBYTES and os.access(SHARED_MEMORY, os.W_OK):
+            return SHARED_MEMORY
+    except OSError:
+        pass  # there is none
+    return None
 
 
 def create_sized(nbytes: int) -> int:
@@ -69,10 +90,31 @@ def write_all(fd: int, data: bytes | memoryview) -> None:
         while view.nbytes:
             view = view[os.write(fd, view) :]
     except OSError as error:
-        raise OSError(
-            error.errno,
-            f"{os.strerror(error.errno or 0)} while storing {total:,} bytes for a worker; free memory or send less",
-        ) from error
+        raise _no_room(error, total) from error
+
+
+def write_at(fd: int, data: memoryview, offset: int, size: int) -> int:
+    """Write all of `data` (of bytes) at an offset of a file of `size` bytes; returns its new size.
+
+    Raises
+    ------
+    OSError
+        As `write_all`; the file has its old size again.
+    """
+    total = data.nbytes
+    try:
+        while data.nbytes:
+            n = os.pwrite(fd, data, offset)
+            data, offset = data[n:], offset + n
+        return max(size, offset)
+    except OSError as error:
+        os.ftruncate(fd, size)
+        raise _no_room(error, total) from error
+
+
+def _no_room(error: OSError, nbytes: int) -> OSError:
+    reason = os.strerror(error.errno or 0)
+    return OSError(error.errno, f"{reason} while storing {nbytes:,} bytes for a worker; free memory or send less")
 
 
 class BlockWriter:
@@ -103,6 +145,14 @@ class BlockWriter:
         self.nbytes = offset + buffer.nbytes
         return offset
 
+    def store(self, buffer: memoryview) -> tuple[int, int, bool, int]:
+        """Store a buffer and return what stands for it: offset, size, is read-only, and 0 for this block."""
+        return self.add(buffer), buffer.nbytes, buffer.readonly, 0
+
+    def serial(self, part: object) -> int:
+        """None."""
+        return 0
+
     def detach(self) -> int | None:
         """Descriptor of the block, now the caller's to close; None when nothing was stored."""
         fd, self._fd = self._fd, -1
@@ -121,20 +171,31 @@ def map_private(fd: int, nbytes: int) -> memoryview:
     Large blocks are mapped copy-on-write: reads share the memory, writes stay with this mapping. Small ones, and large
     ones beyond what this process has room to map, are copied.
     """
-    if nbytes >= _MAP_NBYTES and len(_mapped) < _MOST_MAPPED:
-        try:
-            mapping = _map(fd, nbytes)
-        except OSError:
-            pass  # too many mappings or descriptors in this process: a copy needs none
-        else:
-            _mapped.add(mapping)
-            return memoryview(mapping)
-    copy = memoryview(bytearray(nbytes))
-    offset = 0
-    while offset < nbytes:
-        n = os.preadv(fd, [copy[offset:]], offset)
+    mapping = try_map(fd, nbytes)
+    return memoryview(mapping) if mapping is not None else memoryview(read_copy(fd, 0, nbytes))
+
+
+def try_map(fd: int, nbytes: int) -> mmap.mmap | None:
+    """A private, copy-on-write mapping of a block; None where a copy is cheaper or this process has no room for it."""
+    if nbytes < _MAP_NBYTES or len(_mapped) >= _MOST_MAPPED:
+        return None
+    try:
+        mapping = _map(fd, nbytes)
+    except (OSError, ValueError):  # too many mappings or descriptors, or a block that is shorter: a copy will tell
+        return None
+    _mapped.add(mapping)
+    return mapping
+
+
+def read_copy(fd: int, start: int, stop: int) -> bytearray:
+    """A copy of a part of a block."""
+    copy = bytearray(stop - start)
+    view = memoryview(copy)
+    offset = start
+    while offset < stop:
+        n = os.preadv(fd, [view[offset - start :]], offset)
         if not n:
-            raise OSError(f"a block holds {offset} of the expected {nbytes} bytes")
+            raise OSError(f"a block holds {offset} of the expected {stop} bytes")
         offset += n
     return copy
 

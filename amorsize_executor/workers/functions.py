@@ -11,15 +11,16 @@ again.
 from __future__ import annotations
 
 import functools
-import pickle
 import sys
 import threading
 import types
+import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
-from . import serialize
+from . import bulk, serialize
+from .warm import SHARE_NBYTES, Block, BlockWriter, WarmBlocks
 
 #: Functions remembered by identity, and by content; the least recently used goes first.
 _MAX_REMEMBERED = 512
@@ -44,13 +45,23 @@ class Function:
         For people.
     """
 
-    __slots__ = ("_fn", "_is_mutable", "_shipped", "_table", "key", "name")
+    __slots__ = ("__weakref__", "_fn", "_shipped", "_table", "blocks", "key", "name")
 
-    def __init__(self, table: FunctionTable, fn: Callable[..., Any], data: bytes | None) -> None:
+    def __init__(
+        self,
+        table: FunctionTable,
+        fn: Callable[..., Any],
+        entry: serialize.Entry | None = None,
+        blocks: Sequence[Block] = (),
+    ) -> None:
         self._table = table
-        self._fn: Callable[..., Any] | None = fn if data is None else None
-        self._is_mutable = data is not None
-        self._shipped: tuple[int, bytes] | None = None if data is None else table.intern(data, has_state=True)
+        self._fn: Callable[..., Any] | None = fn if entry is None else None
+        self._shipped: tuple[int, serialize.Entry] | None = None
+        if entry is not None:
+            self._shipped = table.intern(entry, has_state=True)
+        self.blocks = blocks
+        for block in blocks:
+            weakref.finalize(self, block.abandon).atexit = False
         self.key = cost_key(fn)
         self.name = serialize.name_of(fn)
 
@@ -63,8 +74,8 @@ class Function:
         return self._ship()[0]
 
     @property
-    def data(self) -> bytes:
-        """Its pickle.
+    def data(self) -> serialize.Entry:
+        """Its pickle, which may refer to `blocks`.
 
         Raises
         ------
@@ -73,7 +84,12 @@ class Function:
         """
         return self._ship()[1]
 
-    def _ship(self) -> tuple[int, bytes]:
+    @property
+    def store(self) -> WarmBlocks:
+        """Where its executor's blocks come from."""
+        return self._table.store
+
+    def _ship(self) -> tuple[int, serialize.Entry]:
         if self._shipped is None:
             assert self._fn is not None
             self._shipped = self._table.intern(_pickled(self._fn))
@@ -82,18 +98,20 @@ class Function:
     def local(self) -> Callable[..., Any]:
         """The function to call in this process: a copy, if it carries state that a call could change."""
         if self._fn is None:
-            self._fn = pickle.loads(self.data)
+            by_id = {block.block_id: block for block in self.blocks}
+            self._fn = serialize.decode(self.data, lambda block_id, *extent: by_id[block_id].private_view(*extent))
         return self._fn
 
 
 class FunctionTable:
     """All functions of one executor. Any thread; the lock is held for look-ups only, never while pickling."""
 
-    def __init__(self) -> None:
+    def __init__(self, store: WarmBlocks | None = None) -> None:
+        self.store = store if store is not None else WarmBlocks(lambda: 0)
         # Guards the attributes below.
         self._lock = threading.Lock()
         self._by_identity: OrderedDict[int, tuple[Callable[..., Any], list[_Guard], Function]] = OrderedDict()
-        self._ids: OrderedDict[bytes, int] = OrderedDict()  # by content
+        self._ids: OrderedDict[serialize.Entry, int] = OrderedDict()  # by content
         self._content_nbytes = 0
         self._last_id = 0
 
@@ -110,7 +128,7 @@ class FunctionTable:
             return found[2]
         guards = _guards(fn)
         if guards is None:
-            return Function(self, fn, _pickled(fn))
+            return self._freeze(fn)
         function = Function(self, fn, None)
         with self._lock:
             self._by_identity[id(fn)] = (fn, guards, function)
@@ -119,21 +137,38 @@ class FunctionTable:
                 self._by_identity.popitem(last=False)
         return function
 
-    def intern(self, data: bytes, *, has_state: bool = False) -> tuple[int, bytes]:
+    def _freeze(self, fn: Callable[..., Any]) -> Function:
+        """The entry of a function that may change: as it is now.
+
+        Its large buffers stand in blocks. One that is unchanged, all of it compared, stands where it stood at the last
+        call: then the entries are equal, and nothing is sent again.
+        """
+        writer = BlockWriter(self.store)
+        try:
+            entry = _encoded(fn, writer)
+            return Function(self, fn, entry, writer.detach())
+        finally:
+            writer.close()
+
+    def intern(self, data: serialize.Entry, *, has_state: bool = False) -> tuple[int, serialize.Entry]:
         """The number of a pickled function; equal bytes have the same."""
         with self._lock:
             fn_id = self._ids.get(data)
             if fn_id is None:
                 self._last_id += 1
                 fn_id = self._ids[data] = -self._last_id if has_state else self._last_id
-                self._content_nbytes += len(data)
+                self._content_nbytes += _pickle_nbytes(data)
             self._ids.move_to_end(data)
             while len(self._ids) > 1 and (
                 len(self._ids) > _MAX_REMEMBERED or self._content_nbytes > _MAX_CONTENT_NBYTES
             ):
                 forgotten, _ = self._ids.popitem(last=False)
-                self._content_nbytes -= len(forgotten)
+                self._content_nbytes -= _pickle_nbytes(forgotten)
         return fn_id, data
+
+
+def _pickle_nbytes(entry: serialize.Entry) -> int:
+    return len(entry) if isinstance(entry, bytes) else len(entry[0])
 
 
 def _pickled(fn: Callable[..., Any]) -> bytes:
@@ -143,6 +178,33 @@ def _pickled(fn: Callable[..., Any]) -> bytes:
         from .process import not_picklable
 
         raise not_picklable(f"the function {serialize.name_of(fn)!r}", error) from error.__cause__
+
+
+def _encoded(fn: Callable[..., Any], writer: BlockWriter) -> serialize.Entry:
+    try:
+        has_bulk = bulk.is_among(_captured(fn))
+        return serialize.encode(fn, writer, least_nbytes=SHARE_NBYTES, has_bulk=has_bulk)
+    except Exception as error:
+        from .process import not_picklable
+
+        raise not_picklable(f"the function {serialize.name_of(fn)!r}", error) from error.__cause__
+
+
+def _captured(fn: Any) -> list[Any]:
+    """What a function obviously carries."""
+    if isinstance(fn, functools.partial):
+        return [*fn.args, *fn.keywords.values(), *_captured(fn.func)]
+    if isinstance(fn, types.MethodType):
+        return list(getattr(fn.__self__, "__dict__", {}).values())
+    if not isinstance(fn, types.FunctionType):
+        return list(getattr(fn, "__dict__", {}).values())
+    captured = list(fn.__defaults__ or ())
+    for cell in fn.__closure__ or ():
+        try:
+            captured.append(cell.cell_contents)
+        except ValueError:  # not filled yet
+            continue
+    return captured
 
 
 def cost_key(fn: Any) -> Hashable:

@@ -373,13 +373,13 @@ class WorkerPool:
         return bool(ready)
 
     def _clear_wake(self) -> None:
-        with self._lock:
+        with self._lock:  # else a wake-up that comes in between would be read, and yet count as on its way for ever
+            try:
+                while self._wake_r.recv(4096):
+                    pass
+            except BlockingIOError:
+                pass  # emptied
             self._is_awake = False
-        try:
-            while self._wake_r.recv(4096):
-                pass
-        except BlockingIOError:
-            pass  # emptied
 
     def _watch_writes(self, worker_id: int) -> None:
         worker = self._workers.get(worker_id)

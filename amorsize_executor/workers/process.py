@@ -29,7 +29,7 @@ from itertools import chain, islice, starmap
 from typing import Any, NoReturn
 
 from .. import machine
-from . import blocks, protocol, serialize
+from . import blocks, bulk, mapped, protocol, serialize, sharing, warm
 from .channel import LOST, FrameReader, Receiver, make_frame
 from .claims import ClaimFile
 from .protocol import (
@@ -60,6 +60,8 @@ _GROUP_GROWTH = 2
 _JOURNAL_TYPES = frozenset({int, float, complex, bool, str, bytes, type(None)})
 #: CPU time is read around items longer than this, in nanoseconds (the reading costs 1 us).
 _CPU_WORTH_NS = 500_000
+#: Blocks for results are kept for this long after the last message, in seconds.
+_KEEP_RESULTS_S = 2.0
 #: How long to look for a message before going to sleep, in nanoseconds: about what a wake-up costs on both sides.
 _SPIN_NS = 100_000
 #: Functions kept; the parent sends one again when it is asked.
@@ -87,6 +89,7 @@ def worker_main(sock: socket.socket, parent_pid: int, env: dict[str, str]) -> No
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # blocked by the parent, for what came before this
     sock.setblocking(True)
     _watch_parent(parent_pid)
+    warm.close_inherited()  # by a forked worker
     worker = _Worker(sock)
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=worker.become_copy)
@@ -139,19 +142,25 @@ def _die_with(fd: int) -> None:
 class _Function:
     """A function in this worker, and how long its items take."""
 
-    __slots__ = ("_data", "call", "gives_plain", "item_ns", "kept_type", "n_seen")
+    __slots__ = ("_entry", "call", "gives_plain", "item_ns", "kept_type", "n_seen")
 
-    def __init__(self, data: serialize.Entry, call: Callable[..., Any]) -> None:
-        self._data = data
-        self.call = call
+    def __init__(self, entry: serialize.Entry) -> None:
+        self._entry = entry
+        self.call: Callable[..., Any] = _unloaded
         self.item_ns = 0.0
         self.n_seen = 0
         self.gives_plain = True  # its results are such as the journal takes as they are
         self.kept_type: type | None = None  # int or float, where the latest results were all of that type
 
-    def renew(self) -> None:
+    def load(self, blocks: mapped.MappedBlocks) -> None:
+        """Unpickle it, anew if calls may have changed it."""
+        self.call = _unloaded  # first give back what it has of blocks
+        mapped.expect_again(serialize.stored_nbytes(self._entry))
+        self.call = _decode_function(self._entry, blocks)
+
+    def unload(self) -> None:
         """Forget what calls have changed in it."""
-        self.call = _decode_function(self._data, None)
+        self.call = _unloaded
 
     def group_size(self) -> int:
         if self.item_ns * 2 > _GROUP_NS:
@@ -183,6 +192,9 @@ class _Worker:
         self._cpu_ns = 0
         self._is_copy = False  # a fork of the worker
         self._journal_used = 0  # bytes
+        self._blocks = mapped.MappedBlocks()
+        self._results = mapped.ResultBlocks()
+        sharing.receive_with(self._blocks)
 
     def become_copy(self) -> None:
         """In a child that a task forked: the channel belongs to the parent of it."""
@@ -203,7 +215,7 @@ class _Worker:
                     if not self._handle(message, block_fd):
                         return
                 finally:
-                    if block_fd is not None:
+                    if block_fd is not None and message[0] != protocol.BLOCK:
                         os.close(block_fd)
 
     def _receive(self, receiver: Receiver) -> tuple[memoryview, list[int]]:
@@ -214,14 +226,23 @@ class _Worker:
                 return receiver.receive(self._sock, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 continue
+        if not self._results.is_empty and not select.select([self._sock], [], [], _KEEP_RESULTS_S)[0]:
+            self._results.forget()
         return receiver.receive(self._sock)
 
     def _handle(self, message: tuple[Any, ...], block_fd: int | None) -> bool:
         code = message[0]
         if code == protocol.RUN:
-            _, chunk_id, slot, functions, fn_ids, kind, items = message
+            _, chunk_id, slot, functions, fn_ids, kind, items, block_ids = message
             self._slot = slot
-            self._run(chunk_id, functions, fn_ids, kind, items, block_fd)
+            self._run(chunk_id, functions, fn_ids, kind, items, block_ids)
+        elif code == protocol.BLOCK:
+            assert block_fd is not None
+            self._blocks.add(message[1], block_fd)  # which owns it now
+        elif code == protocol.FORGET_BLOCKS:
+            self._blocks.drop(message[1])
+        elif code == protocol.RESULTS_FREED:
+            self._results.freed(message[1])
         elif code == protocol.ATTACH:
             assert block_fd is not None
             if message[1] == "status":
@@ -241,7 +262,7 @@ class _Worker:
     def _initialize(self, entry: serialize.Entry | None, block_fd: int | None) -> bool:
         try:
             if entry is not None:
-                initializer, initargs = serialize.decode(entry, lambda: _map(block_fd))
+                initializer, initargs = serialize.decode(entry, _lease_of(block_fd))
                 initializer(*initargs)
         except BaseException as error:  # told to the parent, which breaks the pool
             self._send((protocol.INIT_FAILED, encode_error(error)))
@@ -249,10 +270,12 @@ class _Worker:
         self._send((protocol.READY, os.getpid()))
         return True
 
-    def _learn(self, functions: tuple[tuple[int, serialize.Entry], ...], block_fd: int | None) -> None:
+    def _learn(self, functions: tuple[tuple[int, serialize.Entry], ...]) -> None:
         for fn_id, entry in functions:
             if fn_id not in self._functions:
-                self._functions[fn_id] = _Function(entry, _decode_function(entry, block_fd))
+                function = self._functions[fn_id] = _Function(entry)
+                if fn_id > 0:  # else it is loaded for each use
+                    function.load(self._blocks)
                 if len(self._functions) > _MAX_FUNCTIONS:
                     self._functions.popitem(last=False)
 
@@ -265,20 +288,21 @@ class _Worker:
         fn_ids: int | list[int],
         kind: int,
         items: list[Any],
-        block_fd: int | None,
+        block_ids: tuple[int, ...],
     ) -> None:
         self._mark(chunk_id, 0, 1)  # a function or argument may end this process while it is unpickled
         if functions:
-            self._learn(functions, block_fd)
+            self._learn(functions)
         known = self._functions
+        has_blocks = not block_ids or self._blocks.has_all(block_ids)
         for fn_id in (fn_ids,) if isinstance(fn_ids, int) else set(fn_ids):
-            if fn_id not in known:
+            if fn_id not in known or not has_blocks:
                 self._mark(0, 0, 0)
                 self._send((protocol.NEED_FUNCTIONS, chunk_id))
                 return
             known.move_to_end(fn_id)
         if isinstance(fn_ids, int) and fn_ids < 0:
-            known[fn_ids].renew()
+            known[fn_ids].load(self._blocks)
         self._flushed_ns = time.perf_counter_ns()
         self._cpu_ns = -1
         offset, n = 0, len(items)
@@ -290,6 +314,8 @@ class _Worker:
             else:
                 function, size = known[fn_ids[offset]], 1
             if offset == self._n_claimed and not self._claim(size, function):  # the parent has taken the rest back
+                if block_ids:
+                    self._settle_blocks(chunk_id, fn_ids)
                 self._flush()
                 self._mark(0, 0, 0)
                 self._send((protocol.CUT, chunk_id))
@@ -297,10 +323,20 @@ class _Worker:
             if offset or size > 1:
                 self._mark(chunk_id, offset, size)
             if not isinstance(fn_ids, int) and fn_ids[offset] < 0:
-                function.renew()
-            offset += self._run_group(chunk_id, offset, function, kind, items[offset : offset + size], block_fd)
+                function.load(self._blocks)
+            offset += self._run_group(chunk_id, offset, function, kind, items[offset : offset + size])
+        if block_ids:
+            self._settle_blocks(chunk_id, fn_ids)
         self._flush()
         self._mark(0, 0, 0)
+
+    def _settle_blocks(self, chunk_id: int, fn_ids: int | list[int]) -> None:
+        """Tell the parent which of the chunk's blocks are in use even now."""
+        self._flush()  # to look at the pages takes time that results need not wait for
+        for fn_id in (fn_ids,) if isinstance(fn_ids, int) else set(fn_ids):
+            if fn_id < 0:
+                self._functions[fn_id].unload()
+        self._append(make_frame((protocol.BLOCKS_DONE, chunk_id, self._blocks.settle())))
 
     def _claim(self, most: int, function: _Function) -> int:
         """Claim the next items of the chunk; returns how many."""
@@ -310,9 +346,7 @@ class _Worker:
         self._n_claimed += n
         return n
 
-    def _run_group(
-        self, chunk_id: int, offset: int, function: _Function, kind: int, items: list[Any], block_fd: int | None
-    ) -> int:
+    def _run_group(self, chunk_id: int, offset: int, function: _Function, kind: int, items: list[Any]) -> int:
         """Run items until one raises; record what came out, and return how many were settled."""
         call = function.call
         values: list[Any] = []
@@ -320,7 +354,7 @@ class _Worker:
         is_skipped = False
         is_group = len(items) > 1
         outcomes: list[tuple[int, Any]] | None = None  # those of `values`, where the journal needs them at once
-        block = blocks.BlockWriter()
+        block = mapped.ResultWriter(self._results)
         if is_group:
             outcomes = None if function.gives_plain else []
             self._begin_journal(MARSHALLED if outcomes is None else MARSHALLED_OUTCOMES)
@@ -347,9 +381,10 @@ class _Worker:
                     value = call(*item[0])
                 else:
                     begun = time.perf_counter_ns()
-                    args, kwargs = serialize.decode(item, lambda: _map(block_fd))
+                    args, kwargs = serialize.decode(item, self._blocks.lease, self._blocks.cache)
                     start += time.perf_counter_ns() - begun  # unpickling is no task time
                     value = call(*args, **kwargs)
+                    del args, kwargs  # views on blocks
                 values.append(value)
                 if is_group:
                     begun = time.perf_counter_ns() if outcomes is not None else 0
@@ -370,6 +405,7 @@ class _Worker:
             self._record(chunk_id, offset, n, elapsed, values, outcomes, block, error, is_skipped, function)
         finally:
             block.close()
+            error = None  # its traceback has this frame, and views on blocks
         return n
 
     def _record(
@@ -380,7 +416,7 @@ class _Worker:
         elapsed_ns: int,
         values: list[Any],
         outcomes: list[tuple[int, Any]] | None,
-        block: blocks.BlockWriter,
+        block: mapped.ResultWriter,
         error: BaseException | None,
         is_skipped: bool,
         function: _Function,
@@ -404,15 +440,16 @@ class _Worker:
             outcomes.append((SKIPPED, None))
         message = (protocol.OUTCOMES, chunk_id, offset, n, elapsed_ns, cpu_ns, outcomes)
         try:
-            frame = make_frame(message, block.detach(), head=6)
+            block_fd, number = block.lend()
+            frame = make_frame((*message, number), block_fd, head=6)
         except OSError as no_room:
             lost = [(ERROR, encode_error(no_room))] * n
             frame = make_frame((protocol.OUTCOMES, chunk_id, offset, n, elapsed_ns, cpu_ns, lost))
         self._append(frame)
 
-    def _outcome(self, value: object, block: blocks.BlockWriter, function: _Function) -> tuple[int, Any]:
+    def _outcome(self, value: object, block: mapped.ResultWriter, function: _Function) -> tuple[int, Any]:
         try:
-            return VALUE, serialize.encode(value, block)
+            return VALUE, serialize.encode(value, block, has_bulk=bulk.is_among((value,)))
         except Exception as error:
             what = f"the result of {serialize.name_of(function.call)}, a {type(value).__qualname__!r} object,"
             return ERROR, encode_error(not_picklable(what, error))
@@ -484,7 +521,7 @@ class _Worker:
         value: object,
         n_kept: int,
         outcomes: list[tuple[int, Any]] | None,
-        block: blocks.BlockWriter,
+        block: mapped.ResultWriter,
         function: _Function,
     ) -> bool:
         """Let a result of a group outlive this process until the group is recorded; False if the group must end."""
@@ -578,15 +615,24 @@ def _end_copy(error: BaseException | None) -> NoReturn:
     os._exit(status)
 
 
-def _map(block_fd: int | None) -> memoryview:
-    assert block_fd is not None
-    return blocks.map_private(block_fd, blocks.size(block_fd))
+def _unloaded(*args: Any, **kwargs: Any) -> NoReturn:
+    raise AssertionError("the function is loaded before it is called")
 
 
-def _decode_function(entry: serialize.Entry, block_fd: int | None) -> Callable[..., Any]:
+def _lease_of(block_fd: int | None) -> serialize.Lease:
+    """Views of the block that came with a frame."""
+
+    def lease(block_id: int, start: int, stop: int) -> tuple[memoryview, int]:
+        assert block_fd is not None
+        return blocks.map_private(block_fd, blocks.size(block_fd)), 0
+
+    return lease
+
+
+def _decode_function(entry: serialize.Entry, blocks: mapped.MappedBlocks) -> Callable[..., Any]:
     """The function of an entry; one that raises for every call if it cannot be unpickled here."""
     try:
-        function: Callable[..., Any] = serialize.decode(entry, lambda: _map(block_fd))
+        function: Callable[..., Any] = serialize.decode(entry, blocks.lease, blocks.cache)
     except Exception as error:
         broken = add_note(error, "raised while the function of the task was unpickled in the worker")
         where = broken.__traceback__

@@ -9,13 +9,17 @@ Parent to worker::
     (INIT, entry or None)                        initializer and its arguments; descriptors come in two frames
     (ATTACH, what)                               what: "status", "claims" (once for each slot), "faults" or "life"; the
                                                  frame's block is it
-    (RUN, chunk_id, slot, functions, fn_ids, kind, items)
+    (RUN, chunk_id, slot, functions, fn_ids, kind, items, block_ids)
                                                  slot: (whose claims are for this chunk, whether it is of a map and
                                                  claimed in small groups), or None if it needs none;
                                                  functions: ((fn_id, entry), ...) that the worker may not have;
                                                  fn_ids: one id for all items, or a list; a function with a negative
                                                  id has state: it is unpickled anew for the chunk, and if the ids are
-                                                 a list for each item; kind: see SCALAR_ITEMS
+                                                 a list for each item; kind: see SCALAR_ITEMS;
+                                                 block_ids: blocks that the entries refer to
+    (BLOCK, block_id)                            the frame's block is to be kept: entries will refer to it
+    (FORGET_BLOCKS, block_ids)                   no entry will refer to them any more
+    (RESULTS_FREED, numbers)                     blocks of results that nobody reads any more
     (EXIT,)
 
 Worker to parent::
@@ -23,8 +27,12 @@ Worker to parent::
     (READY, pid)
     (INIT_FAILED, entry)                         entry of (exception, traceback text)
     (RESULTS, chunk_id, offset, n, elapsed_ns, cpu_ns, values)      values: plain scalars; times are -1 if not known
-    (OUTCOMES, chunk_id, offset, n, elapsed_ns, cpu_ns, outcomes)   outcomes: [(kind, entry), ...]
-    (NEED_FUNCTIONS, chunk_id)                   the worker has forgotten a function of this chunk
+    (OUTCOMES, chunk_id, offset, n, elapsed_ns, cpu_ns, outcomes, number)
+                                                 outcomes: [(kind, entry), ...]; number: of the block that came with
+                                                 them, to be told in RESULTS_FREED
+    (BLOCKS_DONE, chunk_id, block_ids)           this chunk's blocks are not needed any more; tasks have kept views on
+                                                 those named
+    (NEED_FUNCTIONS, chunk_id)                   the worker lacks a function or a block of this chunk
     (CUT, chunk_id)                              what the parent took back of this chunk will not run here
     (MEMORY, nbytes)                             peak resident memory has grown
 """
@@ -38,8 +46,8 @@ from typing import Any
 
 from .channel import FRAME_NBYTES
 
-INIT, ATTACH, RUN, EXIT = 1, 2, 3, 4
-READY, INIT_FAILED, RESULTS, OUTCOMES, NEED_FUNCTIONS, MEMORY, CUT = 11, 12, 13, 14, 15, 16, 17
+INIT, ATTACH, RUN, EXIT, BLOCK, FORGET_BLOCKS, RESULTS_FREED = 1, 2, 3, 4, 5, 6, 7
+READY, INIT_FAILED, RESULTS, OUTCOMES, NEED_FUNCTIONS, MEMORY, CUT, BLOCKS_DONE = 11, 12, 13, 14, 15, 16, 17, 18
 
 #: Kinds of outcome of one item.
 VALUE, ERROR, SKIPPED = 0, 1, 2

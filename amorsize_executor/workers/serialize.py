@@ -5,20 +5,23 @@ because this process happens to have it in ``__main__``. Large contiguous buffer
 supports protocol 5) leave the pickle and travel in a block; a receiver maps them privately, so it has its own, writable
 copy without copying.
 
-An object becomes an *entry*, which is small enough for a frame or refers to the frame's block:
+An object becomes an *entry*, which is small enough for a frame or refers to blocks:
 
 * ``bytes``: a pickle;
-* ``(pickle, buffers)``: buffers are `bytearray` or `bytes` (read-only) inside, or ``(offset, nbytes, is_readonly)``
-  in the block.
+* ``(pickle, buffers)``: buffers are `bytearray` or `bytes` (read-only) inside, or ``(offset, nbytes, is_readonly,
+  block_id)`` in a block; 0 is the block that came with the frame;
+* ``(pickle, buffers, bulk)``: bulk has (buffer, serial number) for each bulky object that the pickle leaves out (see
+  `bulk`).
 """
 
 from __future__ import annotations
 
 import pickle
+import threading
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from .blocks import BlockWriter
+from . import bulk
 
 if TYPE_CHECKING:
     from typing import TypeAlias
@@ -27,13 +30,18 @@ PROTOCOL = 5
 #: Buffers of an object that are larger than this in all, in bytes, travel in a block.
 INLINE_NBYTES = 16 << 10
 
+#: Where bulky objects were not expected, they are looked for in pickles of this size, in bytes.
+_SEARCH_NBYTES = 1 << 20
+
 #: Types whose instances cannot change and that any process can unpickle: they need no copy and cannot fail.
 SCALARS = frozenset({int, float, complex, bool, str, bytes, type(None), range, type(Ellipsis)})
 #: A tuple of scalars counts as one up to this length, and so does a tuple of such tuples.
 _TUPLE_LENGTH = 64
 
-_Buffer: TypeAlias = "bytes | bytearray | tuple[int, int, bool]"
-Entry: TypeAlias = "bytes | tuple[bytes, tuple[_Buffer, ...]]"
+Part: TypeAlias = "tuple[int, int, bool, int]"
+_Buffer: TypeAlias = "bytes | bytearray | Part"
+Bulk: TypeAlias = "tuple[_Buffer, int]"
+Entry: TypeAlias = "bytes | tuple[bytes, tuple[_Buffer, ...]] | tuple[bytes, tuple[_Buffer, ...], tuple[Bulk, ...]]"
 
 
 def is_scalar(obj: object) -> bool:
@@ -89,10 +97,9 @@ def _dumps_by_value(
 ) -> bytes:
     import cloudpickle
 
-    if buffer_callback is not None:
-        owner = getattr(buffer_callback, "__self__", None)
-        if isinstance(owner, list):
-            owner.clear()  # of the attempt with plain pickle
+    owner = getattr(buffer_callback, "__self__", None)
+    if isinstance(owner, list):
+        owner.clear()  # of the attempt with plain pickle
     try:
         data: bytes = cloudpickle.dumps(obj, PROTOCOL, buffer_callback=buffer_callback)
     except Exception as error:
@@ -100,58 +107,242 @@ def _dumps_by_value(
     return data
 
 
-def encode(obj: object, block: BlockWriter) -> Entry:
-    """Make an entry of an object; large buffers go into `block`."""
-    buffers: list[pickle.PickleBuffer] = []
-    data = dumps(obj, buffers.append)
-    if not buffers:
+class Writer(Protocol):
+    """Where the large buffers of an object go."""
+
+    def store(self, buffer: memoryview, /) -> Part:
+        """Store a buffer and return what stands for it in an entry."""
+
+    def serial(self, part: Part, /) -> int:
+        """A number that no other content that is stored in this process will get; 0 if it has none."""
+
+
+class _Sending(threading.local):
+    """What this thread is pickling for; for objects that are sent in a way of their own."""
+
+    #: Whether there is any such object in this process: else nobody asks for the writer, and it is not told.
+    is_asked_for = False
+    writer: Writer | None = None
+
+
+sending = _Sending()
+
+
+def ask_for_writers() -> None:
+    """From now on, say in `sending` what is pickled for whom."""
+    _Sending.is_asked_for = True
+
+
+def encode(obj: object, writer: Writer, *, least_nbytes: int = 0, has_bulk: bool = False) -> Entry:
+    """Make an entry of an object.
+
+    Parameters
+    ----------
+    obj
+        What to pickle.
+    writer
+        Takes its large buffers.
+    least_nbytes
+        Buffers below this size, in bytes, stay in the pickle.
+    has_bulk
+        There are bulky objects inside. Else, they are looked for if the pickle is large, though not everywhere.
+    """
+    buffers: list[pickle.PickleBuffer]
+    take: Callable[[pickle.PickleBuffer], Any]
+    if least_nbytes:
+        buffers = large = _LargeBuffers(least_nbytes)
+        take = large.take
+    else:
+        buffers = []
+        take = buffers.append
+    objs: Sequence[Any] = ()
+    before = sending.writer
+    if _Sending.is_asked_for:
+        sending.writer = writer
+    try:
+        if not has_bulk:
+            data = dumps(obj, take)
+            if len(data) >= _SEARCH_NBYTES and bulk.is_inside(obj):
+                has_bulk = True
+                buffers.clear()
+        if has_bulk:
+            data, objs = bulk.dumps(obj, PROTOCOL, take)
+    finally:
+        sending.writer = before
+    if not buffers and not objs:
         return data
     views = [b.raw() for b in buffers]
-    if sum(v.nbytes for v in views) <= INLINE_NBYTES:
+    if not objs and sum(v.nbytes for v in views) <= INLINE_NBYTES:
         return data, tuple(bytes(v) if v.readonly else bytearray(v) for v in views)
-    return data, tuple((block.add(v), v.nbytes, v.readonly) for v in views)
+    parts = tuple([writer.store(v) for v in views])
+    if not objs:
+        return data, parts
+    return data, parts, tuple([_store_bulk(bulk.view_of(each), writer) for each in objs])
 
 
-def decode(entry: Entry, mapped: Callable[[], memoryview]) -> Any:
+def _store_bulk(view: memoryview, writer: Writer) -> Bulk:
+    part = writer.store(view)
+    if not isinstance(part, tuple):  # a copy, for this process
+        return part, 0
+    offset, nbytes, _, block_id = part
+    return (offset, nbytes, False, block_id), writer.serial(part)
+
+
+class _LargeBuffers(list[pickle.PickleBuffer]):
+    """Buffers that pickle offers to leave out of its data, as far as they are large."""
+
+    def __init__(self, least_nbytes: int) -> None:
+        super().__init__()
+        self._least_nbytes = least_nbytes
+
+    def take(self, buffer: pickle.PickleBuffer) -> bool:
+        """Take a buffer; True if it is to stay in the pickle."""
+        if buffer.raw().nbytes < self._least_nbytes:
+            return True
+        self.append(buffer)
+        return False
+
+
+class Lease(Protocol):
+    """How a receiver gets at what stands in blocks."""
+
+    def __call__(self, block_id: int, start: int, stop: int, /) -> tuple[memoryview, int]:
+        """A private view that has these bytes of a block, and the offset in the block where the view begins.
+
+        Each call gives another one: what is written to one is not seen in others.
+        """
+
+
+def decode(entry: Entry, lease: Lease, cache: Cache | None = None) -> Any:
     """The object of an entry.
 
     Parameters
     ----------
     entry
         As made by `encode`.
-    mapped
-        Gives a private mapping of the frame's block, a fresh one at each call.
+    lease
+        Gives private views of the blocks that it refers to.
+    cache
+        Keeps large `bytes`: they cannot change, so that several entries may have the same.
     """
     if isinstance(entry, bytes):
         return pickle.loads(entry)
-    data, parts = entry
-    view: memoryview | None = None
-    buffers: list[Any] = []
+    if len(entry) == 2:
+        data, parts = entry
+        return pickle.loads(data, buffers=_leased(parts, lease))
+    data, parts, bulky = entry
+
+    def load(index: int, kind: int) -> Any:
+        part, serial = bulky[index]
+        if kind == bulk.BYTES and cache is not None and serial in cache:
+            return cache[serial]
+        (buffer,) = _leased((part,), lease)
+        if kind == bulk.MEMMAP:
+            return bytearray(buffer) if isinstance(buffer, bytes) else buffer
+        obj = bytes(buffer) if kind == bulk.BYTES else bytearray(buffer)
+        if kind == bulk.BYTES and cache is not None and serial:
+            cache[serial] = obj
+        return obj
+
+    return bulk.loads(data, _leased(parts, lease), load)
+
+
+class Cache(Protocol):
+    """`bytes` by the serial numbers of their content."""
+
+    def __contains__(self, serial: object, /) -> bool:
+        """Whether they are here."""
+
+    def __getitem__(self, serial: int, /) -> bytes:
+        """They themselves."""
+
+    def __setitem__(self, serial: int, obj: Any, /) -> None:
+        """Keep them, perhaps."""
+
+
+def _leased(parts: Sequence[_Buffer], lease: Lease) -> list[Any]:
+    """The buffers of an entry, each block leased once, but what stands there twice as often."""
+    extents: dict[int, tuple[int, int]] = {}
     for part in parts:
         if isinstance(part, tuple):
-            if view is None:
-                view = mapped()
-            offset, nbytes, is_readonly = part
-            buffer = view[offset : offset + nbytes]
-            buffers.append(buffer.toreadonly() if is_readonly else buffer)
-        else:
+            offset, nbytes, _, block_id = part
+            start, stop = extents.get(block_id, (offset, offset))
+            extents[block_id] = (min(start, offset), max(stop, offset + nbytes))
+    views: dict[int, tuple[memoryview, int]] = {}
+    seen: set[tuple[int, int]] = set()
+    buffers: list[Any] = []
+    for part in parts:
+        if not isinstance(part, tuple):
             buffers.append(part)
-    return pickle.loads(data, buffers=buffers)
+            continue
+        offset, nbytes, is_readonly, block_id = part
+        if (block_id, offset) in seen:  # two objects over the same memory: no longer, after pickling
+            view, base = lease(block_id, offset, offset + nbytes)
+        else:
+            seen.add((block_id, offset))
+            if block_id not in views:
+                views[block_id] = lease(block_id, *extents[block_id])
+            view, base = views[block_id]
+        buffer = view[offset - base : offset - base + nbytes]
+        buffers.append(buffer.toreadonly() if is_readonly else buffer)
+    return buffers
 
 
-def entry_nbytes(entry: Entry) -> int:
-    """Size of what an entry carries, block included, in bytes."""
+def pickle_nbytes(entry: Entry) -> int:
+    """Size of what an entry carries itself, blocks not counted, in bytes."""
     if isinstance(entry, bytes):
         return len(entry)
-    data, parts = entry
-    return len(data) + sum(p[1] if isinstance(p, tuple) else len(p) for p in parts)
+    data, parts = entry[:2]
+    return len(data) + sum([len(p) for p in parts if not isinstance(p, tuple)])
+
+
+def stored_nbytes(entry: Any) -> int:
+    """Size of the buffers that an entry has in blocks, in bytes."""
+    return sum([p[1] for p in entry[1] if isinstance(p, tuple)]) if not isinstance(entry, bytes) and entry[1:] else 0
+
+
+def is_immutable(obj: object) -> bool:
+    """Whether an object cannot change, of whatever size it is."""
+    return type(obj) in SCALARS or is_scalar(obj)
 
 
 def copy(obj: Any) -> Any:
     """What a worker would get: the object itself if it cannot change, else its pickled copy."""
-    if type(obj) in SCALARS or is_scalar(obj):  # of any size
+    if is_immutable(obj):
         return obj
-    return pickle.loads(dumps(obj))
+    return decode(encode(obj, _COPIER), _no_lease)
+
+
+class _Copier:
+    """Copies buffers: what is pickled stays in this process."""
+
+    def store(self, buffer: memoryview) -> Any:
+        """A copy of the buffer."""
+        return bytes(buffer) if buffer.readonly else bytearray(buffer)
+
+    def serial(self, part: Any) -> int:
+        """None."""
+        return 0
+
+    def refer(self, block: object) -> None:
+        """Blocks of this process are at hand."""
+
+
+_COPIER = _Copier()
+
+
+def _no_lease(block_id: int, start: int, stop: int) -> tuple[memoryview, int]:
+    raise AssertionError("nothing was put in a block")
+
+
+class _Checker(_Copier):
+    def store(self, buffer: memoryview) -> Any:
+        return b""
+
+
+def check(obj: object) -> None:
+    """Raise what an attempt to send an object raises, if anything."""
+    encode(obj, _Checker())
 
 
 def name_of(obj: object) -> str:

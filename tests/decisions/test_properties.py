@@ -317,6 +317,7 @@ pools = st.builds(
     max_workers=st.integers(1, 2000),
     n_cpus=st.integers(1, 256),
     worker_start_s=st.floats(0.01, 10.0),
+    chunk_overhead_s=st.floats(1e-6, 1e-2),
 )
 
 
@@ -351,7 +352,8 @@ def test_plan_is_the_best_that_was_considered(n_items: int, cost: FunctionCost, 
     assert plan.n_workers <= min(pool.max_workers, n_items)
     assert (plan.n_workers, plan.predicted_s) in plan.considered
     if not plan.is_serial:
-        assert plan.predicted_s == min(seconds for n, seconds in plan.considered if n)
+        least_s = min(seconds for n, seconds in plan.considered if n)
+        assert plan.predicted_s <= 1.01 * least_s + 1e-9, "as good as the best, if not with the fewest new workers"
     if inline:
         assert plan.predicted_s <= plan.serial_s
     else:

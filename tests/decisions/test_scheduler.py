@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 
 from amorsize_executor.decisions.actions import KillWorker, RetireWorker, SendChunk
@@ -553,3 +555,89 @@ def test_events_of_workers_that_are_gone_change_nothing() -> None:
     assert pool.scheduler.worker_died(worker, None, pool.now) == []
     assert pool.scheduler.chunk(worker, chunk.chunk_id) is None
     assert left(chunk) == [1]
+
+
+# ---------------------------------------------------------------------- what is taken back
+
+
+def test_an_idle_worker_takes_what_another_has_not_begun() -> None:
+    pool = FakePool(2, cost_model=known(1e-3))
+    pool.start(1)
+    pool.map(1, 12, n_workers=1)
+    (worker,) = pool.ready
+    n_before = len(pool.items(worker)[0])
+    assert n_before > 1
+    pool.do(pool.scheduler.want_workers(2, pool.now))
+    pool.answer()
+    other = next(w for w in pool.ready if w != worker)
+    assert len(pool.items(worker)[0]) < n_before or len(pool.items(worker)) == 1
+    assert pool.items(other)
+    pool.run_until_quiet()
+    assert pool.runs == Counter({(1, i): 1 for i in range(12)})
+
+
+def test_little_work_is_not_worth_taking_back_until_it_is_overdue() -> None:
+    pool = FakePool(2, cost_model=known(1e-6))
+    pool.start(2)
+    first, second = pool.ready
+    pool.map(1, 100, n_workers=1)
+    while pool.busy() == [first, second] or pool.busy() == [second, first]:
+        pool.finish(second)
+    (busy,) = pool.busy()
+    (idle,) = pool.idle()
+    n_items = sum(map(len, pool.items(busy)))
+    assert n_items > 1
+    in_s = pool.scheduler.next_tick(pool.now)
+    assert in_s is not None
+    pool.wait(in_s)
+    assert set(pool.busy()) == {busy, idle}
+    assert sum(map(len, pool.items(idle))) + sum(map(len, pool.items(busy))) + pool.scheduler.n_waiting(1) == n_items
+
+
+def test_a_chunk_whose_rest_was_taken_ends_when_its_worker_comes_to_that_point() -> None:
+    pool = FakePool(2, cost_model=known(1e-3))
+    pool.start(1)
+    pool.map(1, 12, n_workers=1)
+    (worker,) = pool.ready
+    pool.do(pool.scheduler.want_workers(2, pool.now))
+    pool.answer()
+    (chunk,) = [chunk for chunk in pool.chunks[worker] if chunk.awaits_cut]
+    while pool.chunks[worker] and chunk in pool.chunks[worker]:
+        pool.finish(worker)
+    assert chunk.is_over
+
+
+def test_the_caller_takes_back_from_a_worker_that_has_much() -> None:
+    pool = FakePool(1, cost_model=known(0.01))
+    pool.start(1)
+    pool.map(1, 4, n_workers=1)
+    (worker,) = pool.ready
+    while pool.scheduler.n_waiting(1):
+        pool.scheduler.inline_done(1, len(pool.scheduler.take_inline(1, 1)))
+    n_before = sum(map(len, pool.items(worker)))
+    pool.do(pool.scheduler.take_for_caller(1, pool.now))
+    n_waiting = pool.scheduler.n_waiting(1)
+    # What comes back may go to the worker as its next chunk: then the caller asks again when that is done.
+    assert n_waiting + sum(map(len, pool.items(worker))) == n_before
+
+
+def test_chunks_of_a_fixed_size_are_not_taken_apart() -> None:
+    pool = FakePool(2, cost_model=known(0.01))
+    pool.start(1)
+    pool.map(1, 8, n_workers=1, chunksize=8)
+    (worker,) = pool.ready
+    pool.do(pool.scheduler.want_workers(2, pool.now))
+    pool.answer()
+    pool.wait(100.0)
+    assert pool.items(worker) == [list(range(8))]
+
+
+def test_giants_go_first_and_alone() -> None:
+    pool = FakePool(2, cost_model=known(1e-3))
+    pool.start(2)
+    pool.scheduler.add_map(1, "f", 100)
+    pool.scheduler.pull_ahead(1, [(99, 0.5), (50, 0.9)])
+    pool.do(pool.scheduler.release_map(1, 2, pool.now))
+    assert [list(action.chunk.items) for action in pool.sent[:2]] == [[50], [99]]
+    pool.run_until_quiet()
+    assert pool.runs == Counter({(1, i): 1 for i in range(100)})

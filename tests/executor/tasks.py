@@ -290,3 +290,11 @@ def clean_up_when_terminated(started: Signal, cleaned: Signal) -> None:
     started.give()
     while True:
         signal.pause()
+
+
+def filled(n: int, value: float) -> Any:
+    return np.full(n, value)
+
+
+def total(array: Any) -> float:
+    return float(array.sum())

@@ -195,7 +195,7 @@ def leave_no_room(how: str) -> None:
 
     if how == "create":
 
-        def create() -> int:
+        def create(nbytes: int = 0) -> int:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
         blocks.create = create
@@ -209,7 +209,11 @@ def leave_no_room(how: str) -> None:
                 return original(fd, memoryview(data)[:50_000])
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-        blocks.os.write = write
+        def pwrite(fd: int, data: Any, offset: int) -> int:
+            os.lseek(fd, offset, os.SEEK_SET)
+            return write(fd, data)
+
+        blocks.os.write, blocks.os.pwrite = write, pwrite
 
 
 def take_all_descriptors() -> int:

@@ -26,7 +26,7 @@ def fill(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
     """Let blocks of this process have no room, from their creation or from some size on."""
 
     def fill(how: str) -> None:
-        def create() -> int:
+        def create(nbytes: int = 0) -> int:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
         original = os.write
@@ -38,10 +38,15 @@ def fill(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
                 return original(fd, memoryview(data)[:50_000])  # some of it goes in
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
+        def pwrite(fd: int, data: Any, offset: int) -> int:
+            os.lseek(fd, offset, os.SEEK_SET)
+            return write(fd, data)
+
         if how == "create":
             monkeypatch.setattr(blocks, "create", create)
         else:
             monkeypatch.setattr(blocks.os, "write", write)
+            monkeypatch.setattr(blocks.os, "pwrite", pwrite)
 
     return fill
 
@@ -51,7 +56,7 @@ def test_only_tasks_with_large_arguments_fail_when_there_is_no_room(
     fill: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     with AmorsizeExecutor(2, min_workers=2) as executor:
-        assert executor.submit(total, np.ones(100_000)).result(LIMIT_S) == 1e5
+        assert executor.submit(total, np.ones(10)).result(LIMIT_S) == 10
         with monkeypatch.context():
             fill(how)
             futures = [executor.submit(total, np.ones(n)) for n in (10, 100_000, 20, 100_000, 30)]
@@ -154,11 +159,15 @@ def test_a_full_disk_under_temporary_files_costs_the_large_tasks_alone(tmp_path:
 
         import numpy as np
         from amorsize_executor import AmorsizeExecutor
+        from amorsize_executor.workers import blocks
+        blocks.SHARED_MEMORY = "/nonexistent"
 
         def without_memfd():
             import os, tempfile
+            from amorsize_executor.workers import blocks
             del os.memfd_create
             tempfile.tempdir = {str(tiny_folder)!r}
+            blocks.SHARED_MEMORY = "/nonexistent"
 
         with AmorsizeExecutor(2, initializer=without_memfd) as ex:
             futures = [ex.submit(np.sum, np.ones(n)) for n in (10, 10_000, 100_000, 20)]

@@ -6,6 +6,7 @@ import os
 import pickle
 import select
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -49,7 +50,7 @@ class Driver:
         kind, entry = outcome
         if kind == protocol.SKIPPED:
             return "skipped"
-        value = serialize.decode(entry, lambda: blocks.map_private(block_fd, blocks.size(block_fd)))
+        value = serialize.decode(entry, lambda *_: (blocks.map_private(block_fd, blocks.size(block_fd)), 0))
         return value if kind == protocol.VALUE else value[0]
 
     def _on_end(self, end: Ended) -> None:
@@ -66,7 +67,7 @@ class Driver:
         if fn is not None:
             self._fn_id += 1
             functions = ((self._fn_id, serialize.dumps(fn)),)
-        self.pool.post(1, make_frame((protocol.RUN, chunk_id, None, functions, self._fn_id, kind, items)))
+        self.pool.post(1, make_frame((protocol.RUN, chunk_id, None, functions, self._fn_id, kind, items, ())))
 
     def values(self, chunk_id: int, n: int) -> list[Any]:
         """Results of a chunk, in order."""
@@ -75,7 +76,7 @@ class Driver:
             found: dict[int, Any] = {}
             for message in self.messages:
                 if message[0] in (protocol.RESULTS, protocol.OUTCOMES) and message[1] == chunk_id:
-                    _, _, offset, count, elapsed_ns, _, values = message
+                    _, _, offset, count, elapsed_ns, _, values, *_ = message
                     assert len(values) == count
                     assert elapsed_ns >= -1, "unknown for what was recovered from the journal"
                     found.update(zip(range(offset, offset + count), values, strict=True))
@@ -144,7 +145,7 @@ def test_an_unknown_function_is_asked_for(driver: Driver) -> None:
 
 def test_a_forgotten_function_is_asked_for(driver: Driver) -> None:
     functions = tuple((i, serialize.dumps(abs)) for i in range(1, 400))
-    driver.pool.post(1, make_frame((protocol.RUN, 1, None, functions, 399, protocol.SCALAR_ITEMS, [-1])))
+    driver.pool.post(1, make_frame((protocol.RUN, 1, None, functions, 399, protocol.SCALAR_ITEMS, [-1], ())))
     assert driver.values(1, 1) == [1]
     driver.messages.clear()
     driver.run(2, None, [-2])  # number 1
@@ -168,7 +169,7 @@ def test_items_that_nobody_wants_are_skipped(driver: Driver) -> None:
 def test_each_item_may_have_its_own_function(driver: Driver) -> None:
     functions = ((1, serialize.dumps(abs)), (2, serialize.dumps(str)))
     driver.pool.post(
-        1, make_frame((protocol.RUN, 1, None, functions, [1, 2, 1], protocol.SCALAR_TUPLES, [(-1,), (-2,), (-3,)]))
+        1, make_frame((protocol.RUN, 1, None, functions, [1, 2, 1], protocol.SCALAR_TUPLES, [(-1,), (-2,), (-3,)], ()))
     )
     assert driver.values(1, 3) == [1, "-2", 3]
 
@@ -177,7 +178,8 @@ def test_large_items_and_results_travel_in_blocks(driver: Driver) -> None:
     writer = blocks.BlockWriter()
     entries = [serialize.encode(((np.full(50_000, float(i)),), {}), writer) for i in range(3)]
     fn = ((1, serialize.dumps(np.negative)),)
-    driver.pool.post(1, make_frame((protocol.RUN, 1, None, fn, 1, protocol.ENTRIES, entries), writer.detach()))
+    driver.pool.post(1, make_frame((protocol.BLOCK, 0), writer.detach()))
+    driver.pool.post(1, make_frame((protocol.RUN, 1, None, fn, 1, protocol.ENTRIES, entries, (0,))))
     results = driver.values(1, 3)
     assert [result[0] for result in results] == [0, -1, -2]
     assert all(result.flags.writeable for result in results)
@@ -254,7 +256,7 @@ def test_an_idle_workers_death_was_no_items_fault(driver: Driver) -> None:
     driver.run(1, abs, [-1])
     assert driver.values(1, 1) == [1]
     # A function that it has not:
-    driver.pool.post(1, make_frame((protocol.RUN, 2, None, (), 99, protocol.SCALAR_ITEMS, [1])))
+    driver.pool.post(1, make_frame((protocol.RUN, 2, None, (), 99, protocol.SCALAR_ITEMS, [1], ())))
     driver.wait_until(lambda: driver.messages[-1] == (protocol.NEED_FUNCTIONS, 2))
     driver.pool.kill(1)
     end = driver.ended()
@@ -290,7 +292,7 @@ class Deadly:
 
 def test_a_function_that_kills_where_it_is_loaded_counts_as_the_first_item(driver: Driver) -> None:
     functions = ((1, pickle.dumps(Deadly())),)
-    driver.pool.post(1, make_frame((protocol.RUN, 2, None, functions, 1, protocol.SCALAR_ITEMS, [1, 2])))
+    driver.pool.post(1, make_frame((protocol.RUN, 2, None, functions, 1, protocol.SCALAR_ITEMS, [1, 2], ())))
     assert driver.ended().running == (2, 0, 1)
 
 
@@ -368,3 +370,17 @@ def test_a_worker_ends_when_its_channel_is_closed() -> None:
     finally:
         os.close(pidfd)
         os.waitpid(driver.pid, 0)
+
+
+def test_no_wake_up_is_lost_beside_others(driver: Driver) -> None:
+    pool = driver.pool
+    for _ in range(300):
+        waker = threading.Thread(target=lambda: [pool.wake() for _ in range(50)])
+        waker.start()
+        while waker.is_alive():
+            pool.wait(0, lambda message: None, lambda end: None)
+        waker.join()
+        while pool.wait(0, lambda message: None, lambda end: None):
+            pass  # those on their way
+        pool.wake()
+        assert pool.wait(5.0, lambda message: None, lambda end: None), "this one came alone"
