@@ -24,7 +24,7 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import CancelledError, Future
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -72,6 +72,8 @@ _STARTS_S = 0.2
 _MEMORY_PERIOD_S = 0.25
 #: What was learned is written at most this often while nothing runs, in seconds, and at the end.
 _KEEP_S = 30.0
+#: Functions of which it is remembered that workers have run them, at most.
+_MOST_LOADED = 4096
 #: Longest wait of the I/O thread, in seconds: a selector takes no infinity.
 _LONGEST_WAIT_S = 86_400.0
 #: Part of the memory limit that stays free for what was not foreseen.
@@ -117,6 +119,7 @@ class Dispatcher:
             retries=settings.retries,
         )
         self._tasks: dict[int, Task] = {}
+        self._loaded: set[Hashable] = set()  # keys of functions of which workers have given results
         self.maps = Maps(self)
         self._last_id = 0
         self._broken: BaseException | None = None
@@ -243,6 +246,10 @@ class Dispatcher:
             actions = more
         if wake:
             self.wake()
+
+    def has_loaded(self, function: Function) -> bool:
+        """Whether some worker has given a result of a function."""
+        return function.key in self._loaded
 
     def run_in_worker(self, fn: Callable[..., Any], item: Any) -> Any:
         """Result of one call in a worker, which is measured."""
@@ -583,9 +590,16 @@ class Dispatcher:
         elif chunk.job_id is None:
             self._resolve(items, values)
         if is_measured:
+            if key not in self._loaded:
+                self._note_loaded(key)
             self.cost_model.observe(key, n - n_skipped, elapsed_s, cpu_s, at_once=at_once, size=size)
             if is_single:
                 self.cost_model.observe_overhead(now - began - elapsed_s)
+
+    def _note_loaded(self, key: Hashable) -> None:
+        if len(self._loaded) >= _MOST_LOADED:  # a server that makes functions without end
+            self._loaded.clear()
+        self._loaded.add(key)
 
     def _resolve(self, task_ids: Any, values: list[Any]) -> None:
         for task_id, value in zip(task_ids, values, strict=True):

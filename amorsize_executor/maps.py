@@ -65,6 +65,9 @@ class Engine(Protocol):
     def ensure_thread(self) -> None:
         """Start the I/O thread if it does not run."""
 
+    def has_loaded(self, function: Function) -> bool:
+        """Whether some worker has given a result of a function."""
+
     def run_in_worker(self, fn: Callable[..., Any], item: Any) -> Any:
         """Result of one call in a worker, which is measured."""
 
@@ -428,11 +431,14 @@ class Maps:
         if cost is not None and job.line is not None:  # the giants were first: they tell little of the others
             cost = cost._replace(mean_s=job.expected_s(scheduler.next_item(job.job_id), cost.mean_s))
         asked_at = scheduler.asked_at(job.job_id)
+        pool = self._engine.pool_state()
+        if pool.n_ready and not self._engine.has_loaded(job.function):
+            pool = pool._replace(n_ready=0)  # they import what it needs, which may take seconds
         return planner.inline_pays(
             scheduler.n_waiting(job.job_id) or 1,
             cost,
             min(plan.n_workers or 1, scheduler.worker_limit),
-            self._engine.pool_state(),
+            pool,
             time.perf_counter() - (asked_at if asked_at is not None else 0.0),
         )
 

@@ -235,6 +235,8 @@ class MapJob:
             stop = min(stop, start + most)
         batch = self.slots[start:stop]
         self.slots[start:stop] = [None] * len(batch)
+        if self.source is not None:  # what the buffer bounds may be large: nobody else keeps it
+            self.items[start:stop] = [None] * len(batch)
         self.n_out += len(batch)
         if stop >= _TRIM and stop >= len(self.slots) // 4:
             del self.slots[:stop]

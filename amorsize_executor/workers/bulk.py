@@ -101,9 +101,9 @@ def dumps(obj: object, protocol: int, buffer_callback: Any) -> tuple[bytes, list
         first_error = None
     except Exception as error:
         first_error = error
-    import cloudpickle
+    from .by_value import Pickler
 
-    class ByValue(_Bulk, cloudpickle.Pickler):  # type: ignore[misc]
+    class ByValue(_Bulk, Pickler):
         pass
 
     buffer_callback.__self__.clear()  # of the first attempt

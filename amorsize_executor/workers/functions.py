@@ -6,6 +6,9 @@ code, defaults, closure and the globals that it names must still be the same imm
 modules, other such functions). Everything else (bound methods, partials, callable objects, functions over lists or
 models) is pickled again at each call and compared as bytes: equal bytes are the same function, so nothing is sent
 again.
+
+What a function carries itself (a partial's arguments, a method's object, a closure's contents) is like its arguments:
+a worker unpickles it anew for each task or chunk. Globals of ``__main__`` live in a worker as those of a module do.
 """
 
 from __future__ import annotations
@@ -58,7 +61,7 @@ class Function:
         self._fn: Callable[..., Any] | None = fn if entry is None else None
         self._shipped: tuple[int, serialize.Entry] | None = None
         if entry is not None:
-            self._shipped = table.intern(entry, has_state=True)
+            self._shipped = table.intern(entry, has_state=_carries_state(fn))
         self.blocks = blocks
         for block in blocks:
             weakref.finalize(self, block.abandon).atexit = False
@@ -288,6 +291,30 @@ def _collect(value: Any, guards: list[_Guard], seen: set[int]) -> bool:
         if not _collect(namespace[name], guards, seen):
             return False
     return True
+
+
+def _carries_state(fn: Any, seen: frozenset[int] = frozenset()) -> bool:
+    """Whether a call may change something that belongs to this function alone, beside globals."""
+    if type(fn) is not types.FunctionType or fn.__dict__ or fn.__kwdefaults__ is not None:
+        return True
+    if any(_is_empty(cell) for cell in fn.__closure__ or ()):
+        return True
+    seen |= {id(fn)}
+    for value in _captured(fn):
+        if type(value) is types.FunctionType:
+            if id(value) not in seen and _carries_state(value, seen):
+                return True
+        elif not _collect(value, [], set()):
+            return True
+    return False
+
+
+def _is_empty(cell: types.CellType) -> bool:
+    try:
+        _ = cell.cell_contents
+    except ValueError:
+        return True
+    return False
 
 
 class _Attributes(dict[str, Any]):

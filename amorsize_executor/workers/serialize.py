@@ -95,16 +95,15 @@ def dumps(obj: object, buffer_callback: Callable[[pickle.PickleBuffer], Any] | N
 def _dumps_by_value(
     obj: object, buffer_callback: Callable[[pickle.PickleBuffer], Any] | None, first_error: Exception | None
 ) -> bytes:
-    import cloudpickle
+    from . import by_value  # cloudpickle takes 10 ms to import
 
     owner = getattr(buffer_callback, "__self__", None)
     if isinstance(owner, list):
         owner.clear()  # of the attempt with plain pickle
     try:
-        data: bytes = cloudpickle.dumps(obj, PROTOCOL, buffer_callback=buffer_callback)
+        return by_value.dumps(obj, PROTOCOL, buffer_callback)
     except Exception as error:
         raise error from first_error
-    return data
 
 
 class Writer(Protocol):

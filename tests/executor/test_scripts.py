@@ -228,6 +228,88 @@ def test_main_thread_may_end_before_other_threads_that_submit(tmp_path: Path) ->
     assert out == "8\n"
 
 
+# ---------------------------------------------------------------------- globals of __main__
+
+
+def test_an_initializer_sets_globals_that_functions_of_the_script_read(tmp_path: Path) -> None:
+    out = run_script(
+        tmp_path,
+        """
+        from amorsize_executor import AmorsizeExecutor
+
+        model = None
+
+        def load(factor):
+            global model
+            model = factor
+
+        def helper(x):
+            return model * x
+
+        def predict(x):
+            return helper(x)
+
+        if __name__ == "__main__":
+            with AmorsizeExecutor(2, initializer=load, initargs=(3,)) as ex:
+                print(sum(ex.map(predict, range(100))), ex.submit(predict, 5).result(), model)
+        """,
+    )
+    assert out == "14850 15 None\n"
+
+
+def test_what_tasks_keep_in_globals_of_the_script_stays_in_their_worker(tmp_path: Path) -> None:
+    out = run_script(
+        tmp_path,
+        """
+        import os
+        from functools import lru_cache
+        from amorsize_executor import AmorsizeExecutor
+
+        cache = {}
+        n_calls = 0
+
+        @lru_cache(maxsize=None)
+        def model():
+            return os.getpid(), object()
+
+        def call(x):
+            global n_calls
+            n_calls += 1
+            cache.setdefault("first", n_calls)
+            assert model() is model()
+            return os.getpid(), n_calls, cache["first"], id(model()[1])
+
+        with AmorsizeExecutor(1, inline="never") as ex:
+            results = [*ex.map(call, range(50)), *ex.map(call, range(50)), ex.submit(call, 0).result()]
+        print([n for _, n, _, _ in results] == list(range(1, 102)))
+        print({first for _, _, first, _ in results}, len({model for _, _, _, model in results}), n_calls, cache)
+        """,
+    )
+    assert out == "True\n{1} 1 0 {}\n"
+
+
+def test_globals_that_the_script_changes_between_calls_are_seen(tmp_path: Path) -> None:
+    out = run_script(
+        tmp_path,
+        """
+        from amorsize_executor import AmorsizeExecutor
+
+        factor, table = 2, {"a": 1}
+
+        def scale(x):
+            return factor * x + table["a"]
+
+        with AmorsizeExecutor(1, inline="never") as ex:
+            print(list(ex.map(scale, range(3))))
+            factor = 10
+            print(list(ex.map(scale, range(3))))
+            table["a"] = 5
+            print(list(ex.map(scale, range(3))), ex.submit(scale, 1).result())
+        """,
+    )
+    assert out == "[1, 3, 5]\n[1, 11, 21]\n[5, 15, 25] 15\n"
+
+
 # ---------------------------------------------------------------------- Ctrl-C
 
 _BUSY = """
