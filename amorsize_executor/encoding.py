@@ -190,13 +190,11 @@ def encode_items(chunk: Chunk, indices: Sequence[int], job: MapJob, known: set[i
         # Items that were read as others were taken may be one array, filled again and again.
         epoch = job.epoch if job.source is None else None
         writer = BlockWriter(store, epoch)
-        is_first_time = job.stored.isdisjoint(indices)  # else it tells nothing about the size of others
         try:
             entries = [_encode_item(job, i, item, writer) for i, item in zip(indices, items, strict=True)]
-            nbytes = writer.nbytes + sum([serialize.pickle_nbytes(e) for e in entries if e is not None])
+            nbytes = writer.own_nbytes + sum([serialize.pickle_nbytes(e) for e in entries if e is not None])
             parcel = _parcel(chunk, function, functions, protocol.ENTRIES, entries, writer)
-            if is_first_time:
-                parcel = parcel._replace(item_nbytes=nbytes / len(entries))
+            parcel = parcel._replace(item_nbytes=nbytes / len(entries))
         finally:
             writer.close()
     known.add(function.fn_id)
