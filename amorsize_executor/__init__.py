@@ -10,6 +10,17 @@ from .executor import AmorsizeExecutor
 
 if TYPE_CHECKING:
     from .errors import AmorsizeError, RemoteTraceback, SerializationError, WorkerDied
+    from .optimizer import (
+        OptimizationResult,
+        Profile,
+        StreamingOptimizationResult,
+        default_executor,
+        execute,
+        load_config,
+        optimize,
+        optimize_streaming,
+        save_config,
+    )
     from .workers.sharing import Shared
 
 __version__ = "0.1.0"
@@ -18,22 +29,51 @@ __all__ = [
     "AmorsizeError",
     "AmorsizeExecutor",
     "CostModel",
+    "OptimizationResult",
     "Plan",
+    "Profile",
     "RemoteTraceback",
     "SerializationError",
     "Shared",
+    "StreamingOptimizationResult",
     "WorkerDied",
+    "default_executor",
+    "execute",
+    "load_config",
+    "optimize",
+    "optimize_streaming",
+    "save_config",
 ]
+
+#: Where names are that are loaded at their first use: the exceptions derive from those of concurrent.futures.process,
+#: which takes 10 ms to import, and who only wants the executor needs no optimizer.
+_LAZY = {
+    **dict.fromkeys(("AmorsizeError", "RemoteTraceback", "SerializationError", "WorkerDied"), "errors"),
+    **dict.fromkeys(
+        (
+            "OptimizationResult",
+            "Profile",
+            "StreamingOptimizationResult",
+            "default_executor",
+            "execute",
+            "load_config",
+            "optimize",
+            "optimize_streaming",
+            "save_config",
+        ),
+        "optimizer",
+    ),
+    "Shared": "workers.sharing",
+}
 
 
 def __getattr__(name: str) -> Any:
-    # The exceptions derive from those of concurrent.futures.process, which takes 10 ms to import.
-    if name in ("AmorsizeError", "RemoteTraceback", "SerializationError", "WorkerDied"):
-        from . import errors
+    if name in _LAZY:
+        from importlib import import_module
 
-        return getattr(errors, name)
-    if name == "Shared":
-        from .workers.sharing import Shared
-
-        return Shared
+        return getattr(import_module(f".{_LAZY[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

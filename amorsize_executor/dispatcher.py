@@ -157,6 +157,11 @@ class Dispatcher:
         if lifecycle.is_interpreter_ending():
             raise RuntimeError("cannot schedule new futures after interpreter shutdown")
 
+    @property
+    def is_open(self) -> bool:
+        """Whether `check_open` has nothing to raise."""
+        return self._broken is None and not self.is_shut_down and not lifecycle.is_interpreter_ending()
+
     def submit(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Future[Any]:
         """Run a call in a worker."""
         self.check_open()
@@ -573,6 +578,7 @@ class Dispatcher:
                 size = job.size_of(items, elapsed_s) if not n_skipped else None
                 job.note(worker_id, began, now, n, elapsed_s, at_once, is_continued=offset > 0)
             job.settle(items, values, failed=code == protocol.OUTCOMES)
+            self.maps.replace_caller(job, now)
             self.maps.forget_if_settled(job)
         elif chunk.job_id is None:
             self._resolve(items, values)

@@ -10,7 +10,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from . import machine
 from .decisions.cost_model import CostModel
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import ParamSpec
 
-    from .decisions.planner import Plan
+    from .decisions.planner import Plan, PoolState
     from .integrations.progress import Progress
     from .learned import LearnedCosts
     from .workers.sharing import Shared
@@ -33,6 +33,10 @@ T = TypeVar("T")
 
 #: Results that come in larger batches than this are small, and handed out as fast as a list.
 _LARGE_BATCH = 64
+#: Items that are made while they are read are handed on this often, in seconds, and the first ones when there are as
+#: many (then twice as many, and so on): the next may be long in coming.
+_READ_S = 5e-3
+_READ_ITEMS = 64
 _START_METHODS = ("loky", "spawn", "forkserver", "fork")
 #: Read by BLAS, OpenMP and friends when they load.
 _THREAD_VARIABLES = (
@@ -49,6 +53,26 @@ _THREAD_VARIABLES = (
 _process_model = CostModel()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_process_model.renew_lock)
+
+
+class RunningMap(NamedTuple):
+    """A map that was started, for callers that need more of it than its results.
+
+    Attributes
+    ----------
+    results
+        What `AmorsizeExecutor.map` returns.
+    job
+        The map itself; None when there are no items.
+    """
+
+    results: Iterator[Any]
+    job: MapJob | None
+
+    @property
+    def plan(self) -> Plan | None:
+        """What this map does and why; its `actual_s` is set when its last result was taken."""
+        return None if self.job is None else self.job.plan
 
 
 class AmorsizeExecutor(Executor):
@@ -247,6 +271,42 @@ class AmorsizeExecutor(Executor):
         TypeError, ValueError
             For a parameter of the wrong type or out of range.
         """
+        if not iterables:
+            raise TypeError("map() must have at least one iterable")
+        return self.start_map(
+            fn,
+            *iterables,
+            timeout=timeout,
+            chunksize=chunksize,
+            buffersize=buffersize,
+            ordered=ordered,
+            progress=progress,
+        ).results
+
+    def start_map(
+        self,
+        fn: Callable[..., Any],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int | None = None,
+        buffersize: int | None = None,
+        ordered: bool = True,
+        progress: bool | Callable[[int, int], object] | None = None,
+        n_workers: int | None = None,
+        sample_size: int | None = None,
+    ) -> RunningMap:
+        """Do what `map` does, for callers who decide more themselves or want the plan of this very map.
+
+        Parameters
+        ----------
+        fn, iterables, timeout, chunksize, buffersize, ordered, progress
+            As for `map`.
+        n_workers
+            Workers to use, decided elsewhere; nothing runs in the caller then. None: as it pays.
+        sample_size
+            Of a function that is not known yet, at most so many items run in the caller before it is decided how to
+            go on. None: as many as fit into half a millisecond.
+        """
         _check_callable(fn)
         _check_number("timeout", timeout)
         until = None if timeout is None else time.monotonic() + timeout
@@ -258,22 +318,32 @@ class AmorsizeExecutor(Executor):
             progress = self._progress
         else:
             _check_progress(progress)
-        if not iterables:
-            raise TypeError("map() must have at least one iterable")
+        if n_workers is not None:
+            _check_int("n_workers", n_workers, 1)
+        if sample_size is not None:
+            _check_int("sample_size", sample_size, 1)
         dispatcher = self._own()
         dispatcher.check_open()
         is_star = len(iterables) > 1
         source: Iterator[Any] | None = None
-        if buffersize is None:
-            items = list(zip(*iterables, strict=False)) if is_star else list(iterables[0])
-        else:
+        rest: Iterator[Any] | None = None
+        if buffersize is not None:
             source = iter(zip(*iterables, strict=False)) if is_star else iter(iterables[0])
             items = list(islice(source, buffersize))
             if len(items) < buffersize:
                 source = None
+        elif all(hasattr(iterable, "__len__") for iterable in iterables):
+            items = list(zip(*iterables, strict=False)) if is_star else list(iterables[0])
+        else:  # workers may begin while more is read
+            rest = iter(zip(*iterables, strict=False)) if is_star else iter(iterables[0])
+            most = _READ_ITEMS
+            items, is_all = _read(rest, most)
+            rest = None if is_all else rest
         if not items:
-            return iter(())
+            return RunningMap(iter(()), None)
         constraint = "a timeout is set" if timeout is not None else self._constraint
+        if n_workers is not None:
+            constraint = f"{n_workers} worker{'s were' if n_workers > 1 else ' was'} asked for"
         job = dispatcher.maps.open(
             fn,
             items,
@@ -282,10 +352,23 @@ class AmorsizeExecutor(Executor):
             chunksize=chunksize,
             is_ordered=ordered,
             constraint=constraint,
+            is_closed=rest is None,
+            n_workers=n_workers,
+            sample_size=sample_size,
         )
+        if rest is not None:
+            try:
+                is_all = False
+                while not is_all:
+                    most *= 2
+                    items, is_all = _read(rest, most)
+                    dispatcher.maps.feed(job, items, is_closed=is_all)
+            except BaseException:
+                dispatcher.maps.abandon(job)
+                raise
         shown = _make_progress(progress, job) if progress else None
         # Who has more to read must be able to submit it: then the iterator keeps the executor alive.
-        return _results(dispatcher, job, until, shown, self if source is not None else None)
+        return RunningMap(_results(dispatcher, job, until, shown, self if source is not None else None), job)
 
     @property
     def _constraint(self) -> str:
@@ -409,6 +492,27 @@ class AmorsizeExecutor(Executor):
         return Shared(obj)
 
     @property
+    def is_open(self) -> bool:
+        """Whether it takes work: it was neither shut down nor broken by workers that cannot be started."""
+        return self._own().is_open
+
+    @property
+    def max_workers(self) -> int:
+        """The upper bound on workers, as given or as set by `resize`."""
+        return self._own().scheduler.max_workers
+
+    @property
+    def cost_model(self) -> CostModel:
+        """What it knows about functions; by default the model that all executors of the process share."""
+        return self._settings.cost_model
+
+    def pool_state(self) -> PoolState:
+        """The pool as the planner sees it now."""
+        dispatcher = self._own()
+        with dispatcher.lock:
+            return dispatcher.pool_state()
+
+    @property
     def last_plan(self) -> Plan | None:
         """What the latest `map` did and why; its `actual_s` is set when its last result was taken."""
         return self._dispatcher.maps.last_plan
@@ -450,6 +554,17 @@ def _shown(batch: list[Any], shown: Progress) -> Iterator[Any]:
     for value in _checked(batch):
         shown.advance()
         yield value
+
+
+def _read(source: Iterator[Any], most: int) -> tuple[list[Any], bool]:
+    """What an iterator gives within `_READ_S`, at most so many items, and whether that was all."""
+    items = []
+    until = time.perf_counter() + _READ_S
+    for item in source:
+        items.append(item)
+        if len(items) >= most or time.perf_counter() >= until:
+            return items, False
+    return items, True
 
 
 def _make_progress(progress: bool | Callable[[int, int], object], job: MapJob) -> Progress:

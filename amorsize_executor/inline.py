@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from itertools import starmap
 from typing import Any
 
 from .workers import serialize
@@ -40,14 +41,9 @@ class InlineBatch:
 
     def run(self) -> Exception | None:
         """Run the items until the end, or until one raises; returns what it raised."""
-        call, append = self._call, self.values.append
         try:
-            if self._is_star:
-                for item in self._items:
-                    append(call(*item))
-            else:
-                for item in self._items:
-                    append(call(item))
+            # Extends the list item by item, at the speed of C.
+            self.values.extend((starmap if self._is_star else map)(self._call, self._items))
         except Exception as error:  # Ctrl-C and exits belong to the caller at once
             return error
         return None

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 _BUFFER_PARTS = 4
 #: Batches that the caller runs one after another are one span of the timeline, if no more is between them, in seconds.
 _GAP_S = 1e-3
+#: A caller that should help with a map, and has not for so long, does not, in seconds.
+_ABSENT_S = 0.03
 #: Sizes of more items than this are not looked at to find giants: it would take longer than it gains.
 _MOST_SIZES = 100_000
 
@@ -103,6 +105,9 @@ class Maps:
         chunksize: int | None,
         is_ordered: bool,
         constraint: str,
+        is_closed: bool = True,
+        n_workers: int | None = None,
+        sample_size: int | None = None,
     ) -> MapJob:
         """Take in a map; `next_results` gives what comes out.
 
@@ -120,6 +125,12 @@ class Maps:
             Whether results come in the order of the items.
         constraint
             Why the caller may not run items; empty if it may.
+        is_closed
+            Whether these are all items; if not, `feed` brings the others, before `next_results` is called.
+        n_workers
+            Fixed by the caller, or None.
+        sample_size
+            Items of an unknown function that the caller runs at most before it is decided; None: no bound but time.
         """
         self._engine.check_open()
         function = self._engine.register(fn)
@@ -139,32 +150,52 @@ class Maps:
                 may_inline=may_inline,
                 constraint=constraint,
             )
+            job.n_workers, job.sample_size = n_workers, sample_size
             self.jobs[job.job_id] = job
             self._engine.scheduler.add_map(
-                job.job_id, function.key, len(items), chunksize=chunksize, closed=source is None
+                job.job_id, function.key, len(items), chunksize=chunksize, closed=source is None and is_closed
             )
             nbytes = own_nbytes(items, is_star)
             if nbytes:
                 self._engine.scheduler.set_item_nbytes(job.job_id, nbytes)
             plan = self._plan(job)
+        if self._missed_s:
+            pool = self._engine.pool_state()
+            if planner.start_pays(self._missed_s, pool) and pool.n_ready < min(pool.max_workers, pool.n_cpus):
+                self._missed_s = 0.0
+                self._engine.want_workers(pool.n_ready + 1)
         if not plan.is_serial:
             self.release(job, plan.n_workers)
             return job
-        if self._missed_s:
-            pool = self._engine.pool_state()
-            if planner.start_pays(self._missed_s, pool) and pool.n_ready < pool.max_workers:
-                self._missed_s = 0.0
-                self._engine.want_workers(pool.n_ready + 1)
         if not self._engine.is_watching:
             self._engine.is_watching = True
             self._engine.wake()
         return job
 
+    def feed(self, job: MapJob, items: list[Any], *, is_closed: bool) -> None:
+        """More items of a map that was opened before all were read.
+
+        Raises
+        ------
+        RuntimeError
+            After a shutdown.
+        """
+        self._engine.check_open()
+        with self._engine.lock:
+            n_items = job.extend(items)
+            now = time.perf_counter()
+            actions = self._engine.scheduler.extend_map(job.job_id, n_items, is_closed, now)
+            is_larger = n_items >= 2 * job.planned_for[1] or is_closed
+            plan = self._plan(job) if is_larger and self._engine.scheduler.n_waiting(job.job_id) else None
+        self._engine.execute(actions)
+        if plan is not None and not plan.is_serial:
+            self.release(job, plan.n_workers)
+
     def _plan(self, job: MapJob) -> Plan:
         """Plan what remains of a map; under the lock."""
         waiting = self._engine.scheduler.n_waiting(job.job_id)
         pool = self._engine.pool_state()
-        job.planned_ready = pool.n_ready
+        job.planned_for = (pool.n_ready, job.n_items)
         plan = planner.plan_map(
             job.function.name,
             waiting if job.plan is not None else job.n_items,
@@ -182,6 +213,9 @@ class Maps:
                 serial_s=job.n_items * plan.item_s,
                 predicted_s=done_s + (plan.predicted_s or 0.0),
             )
+        if job.n_workers is not None:
+            predicted_s = dict(plan.considered).get(job.n_workers, plan.predicted_s)
+            plan = plan._replace(n_workers=job.n_workers, predicted_s=predicted_s)
         job.plan = self.last_plan = plan
         return plan
 
@@ -241,6 +275,7 @@ class Maps:
         found = sizes.item_sizes(items) if items else None
         if found is None:
             return []
+        job.line = line
         return [(first + i, s) for i, s in sizes.giants(found, line, n_workers)]
 
     def next_results(self, job: MapJob, until: float | None) -> list[Any] | None:
@@ -359,14 +394,15 @@ class Maps:
         item_s = self._engine.cost_model.mean_s(job.function.key)
         plan = job.plan
         assert plan is not None
-        n_sharing = 0
+        most, n_sharing = waiting, 0
         if not job.is_released:
             planned = plan.item_s
-            if item_s is None or (planned is None and job.inline_s < planner.SAMPLE_S):
-                pass  # more of a sample first
+            sample_left = waiting if job.sample_size is None else job.sample_size - job.n_inline
+            if item_s is None or (planned is None and job.inline_s < planner.SAMPLE_S and sample_left > 0):
+                most = min(waiting, max(sample_left, 1))  # more of a sample first
             elif (
                 planned is None
-                or scheduler.n_ready != job.planned_ready
+                or (scheduler.n_ready, job.n_items) != job.planned_for
                 or not 0.8 * planned <= item_s <= 1.25 * planned
             ):
                 plan = self._plan(job)
@@ -376,18 +412,23 @@ class Maps:
             if not self._may_help(job):
                 return range(0)
             n_sharing = max(scheduler.n_ready, 1)
+            if job.line is not None and item_s is not None:
+                item_s = job.expected_s(scheduler.next_item(job.job_id), item_s)
         is_known = plan.item_s is not None
-        most = planner.inline_batch(waiting, item_s, job.n_inline, is_known, n_sharing=n_sharing)
+        most = planner.inline_batch(most, item_s, job.n_inline, is_known, n_sharing=n_sharing)
         return scheduler.take_inline(job.job_id, most)
 
     def _may_help(self, job: MapJob) -> bool:
         """Whether the caller should run items of a map that workers share; under the lock or for a guess."""
         plan, scheduler = job.plan, self._engine.scheduler
         assert plan is not None
+        cost = self._engine.cost_model.lookup(job.function.key, in_map=True)
+        if cost is not None and job.line is not None:  # the giants were first: they tell little of the others
+            cost = cost._replace(mean_s=job.expected_s(scheduler.next_item(job.job_id), cost.mean_s))
         asked_at = scheduler.asked_at(job.job_id)
         return planner.inline_pays(
             scheduler.n_waiting(job.job_id) or 1,
-            self._engine.cost_model.lookup(job.function.key, in_map=True),
+            cost,
             min(plan.n_workers or 1, scheduler.worker_limit),
             self._engine.pool_state(),
             time.perf_counter() - (asked_at if asked_at is not None else 0.0),
@@ -414,7 +455,7 @@ class Maps:
 
     def forget_if_settled(self, job: MapJob) -> None:
         """Once all results are there, only the iterator keeps them: it may have been dropped before its first step."""
-        if job.source is None and job.n_settled >= job.n_items:
+        if job.source is None and job.n_settled >= job.n_items and not self._engine.scheduler.has_map(job.job_id):
             with self._engine.lock:
                 self.jobs.pop(job.job_id, None)
 
@@ -425,16 +466,17 @@ class Maps:
         plan = job.plan
         assert plan is not None
         cost = None
-        if plan.item_s is None or (plan.is_serial and job.inline_s > planner.MIN_GAIN_S):
+        has_helped = (plan.is_serial or plan.is_helped) and job.inline_s > planner.MIN_GAIN_S
+        if plan.item_s is None or has_helped:
             cost = self._engine.cost_model.lookup(job.function.key)
         with self._engine.lock:
             self.jobs.pop(job.job_id, None)
             plan = job.plan  # the I/O thread may have made another
             assert plan is not None
-            if plan.is_serial and cost is not None:
+            if (plan.is_serial or plan.is_helped) and cost is not None:
                 pool = self._engine.pool_state()
-                if pool.n_ready < pool.max_workers and pool.n_cpus > 1:
-                    self._missed_s += planner.missed_s(job.n_items, cost, pool)
+                if pool.n_ready < min(pool.max_workers, pool.n_cpus) and pool.n_cpus > 1:
+                    self._missed_s += planner.missed_s(plan._replace(n_items=job.n_items), cost, pool)
             job.plan = plan._replace(
                 n_items=job.n_items,
                 actual_s=time.perf_counter() - job.started_at,
@@ -448,6 +490,23 @@ class Maps:
                 )
             if self.last_plan is plan:
                 self.last_plan = job.plan
+
+    def replace_caller(self, job: MapJob, now: float) -> None:
+        """Have a worker more for a map whose caller was to help, and does not."""
+        plan = job.plan
+        if plan is None or not plan.is_helped or job.batch is not None or now - job.visited_at < _ABSENT_S:
+            return
+        with self._engine.lock:
+            pool = self._engine.pool_state()
+            waiting = self._engine.scheduler.n_waiting(job.job_id)
+            if not waiting or job.plan is not plan:
+                return
+            n_workers = min(plan.n_workers + 1, pool.max_workers)
+            why = f"the caller did not help for {planner.format_time(now - job.visited_at)}"
+            job.plan = plan._replace(n_workers=n_workers, is_helped=False, constraint=why)
+            if self.last_plan is plan:
+                self.last_plan = job.plan
+        self.release(job, n_workers)
 
     def look_after(self, job: MapJob, pool_state: PoolState, now: float) -> None:
         """Hand a map to workers if its caller is stuck in an item, or does not come for results."""

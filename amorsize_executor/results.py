@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 _TRIM = 1024
 #: Spans of the timeline that are kept.
 _MOST_SPANS = 10_000
-#: Sizes are looked at for items that take at least this long on average, in seconds: looking takes a tenth of it.
+#: Sizes are looked at for items that take at least this long on average, in seconds, and in all: looking takes a tenth.
 _SIZED_ABOVE_S = 2e-6
+_SIZED_ABOVE_IN_ALL_S = 0.5e-3
 
 
 class Failed:
@@ -73,6 +74,8 @@ class MapJob:
         self.is_ordered = is_ordered
         self.may_inline = may_inline
         self.constraint = constraint
+        self.n_workers: int | None = None  # fixed by the caller
+        self.sample_size: int | None = None  # items of an unknown function that its caller runs at most, to begin with
         self.n_items = len(items)
         self.buffersize = len(items)  # with `source`: items read ahead of results, at most
         self.started_at = time.perf_counter()
@@ -93,13 +96,14 @@ class MapJob:
         self.n_inline = 0
         self.inline_s = 0.0  # the caller's: time of the items it ran
         self.n_chunks = 0
-        self.planned_ready = 0  # workers that were ready when the plan was made
+        self.planned_for = (0, 0)  # workers that were ready, and items, when the plan was made
         # What was measured: items and seconds by how many ran at once, and who ran what and when.
         self.levels: dict[int, tuple[int, float]] = {}
         self.spans: list[Span] = []
         self._numbers: dict[int, int] = {0: 0}  # by worker: its number in the timeline
         self._last_spans: dict[int, int] = {}  # by worker: index of its latest
         self._has_sizes = True
+        self.line: tuple[float, float] | None = None  # of an item's time over its size, where that was used
         # For the watch: what the caller runs itself, when it last came, and the latest (items begun, time first seen).
         self.batch: InlineBatch | None = None
         self.visited_at = self.started_at
@@ -126,9 +130,17 @@ class MapJob:
             items = self.items[first - self.base :]
         return first, [item[0] for item in items] if self.is_star else items
 
+    def expected_s(self, index: int | None, otherwise_s: float) -> float:
+        """What an item is expected to take by its size, in seconds."""
+        if index is None or self.line is None:
+            return otherwise_s
+        (item,) = self.take_items([index])
+        found = item_sizes([item[0] if self.is_star else item])
+        return max(self.line[0] + self.line[1] * found[0], 1e-9) if found else otherwise_s
+
     def size_of(self, indices: Sequence[int], elapsed_s: float) -> float | None:
         """Sizes of items in all, if they have any and took long enough for that to matter."""
-        if not self._has_sizes or elapsed_s < _SIZED_ABOVE_S * len(indices):
+        if not self._has_sizes or elapsed_s < max(_SIZED_ABOVE_S * len(indices), _SIZED_ABOVE_IN_ALL_S):
             return None
         items = self.take_items(indices)
         found = item_sizes([item[0] for item in items] if self.is_star else items)

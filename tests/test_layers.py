@@ -30,8 +30,11 @@ FLOORS = (
     {"maps"},
     {"dispatcher"},
     {"executor"},
-    {"integrations", "__main__"},
-    {""},  # the package's own __init__: names of all
+    {"integrations"},
+    {"optimizer"},
+    {""},  # the package's own __init__: names of all that people import
+    {"cli"},
+    {"__main__"},
 )
 #: Looked up when a progress bar is asked for, so that nobody else pays for it.
 LAZY_EXCEPTIONS = {("executor", "integrations")}

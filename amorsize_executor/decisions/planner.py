@@ -62,8 +62,8 @@ START_PRICE = 0.1
 #: Share of its speed that the caller keeps while workers start beside it.
 _CALLER_SHARE_WHILE_STARTING = 0.85
 #: Workers are started for the maps to come when those before would have gained this share of a start's time with them:
-#: the ski-rental rule, for a price that is paid mostly on another CPU.
-_MISSED_SHARE = 0.5
+#: the ski-rental rule. Most of a start's price is paid on another CPU.
+_MISSED_SHARE = 2 * START_PRICE
 
 
 class PoolState(NamedTuple):
@@ -438,14 +438,18 @@ def plan_map(
     )
 
 
-def missed_s(n_items: int, cost: FunctionCost, pool: PoolState) -> float:
-    """Seconds that a map which ran in the caller would have gained had workers been there."""
-    if n_items * cost.mean_s <= 2 * MIN_GAIN_S:  # with two CPUs; with more, nearly
+def missed_s(plan: Plan, cost: FunctionCost, pool: PoolState) -> float:
+    """Seconds that a map would have gained had all workers been ready."""
+    if plan.n_items * cost.mean_s <= 2 * MIN_GAIN_S:  # with two CPUs; with more, nearly
         return 0.0
     ready = pool._replace(n_ready=pool.max_workers)
-    most = max(min(pool.max_workers, n_items), 1)
-    best_s = min(parallel_cost(n_items, cost, n, ready, inline=True).total_s for n in _worker_counts(most))
-    gain_s = n_items * cost.mean_s - best_s
+    counts = _worker_counts(max(min(pool.max_workers, plan.n_items), 1))
+    best_s = min(parallel_cost(plan.n_items, cost, n, ready, inline=True).total_s for n in counts)
+    if plan.is_serial:
+        planned = serial_cost(plan.n_items, cost)
+    else:
+        planned = parallel_cost(plan.n_items, cost, plan.n_workers, ready, inline=True)
+    gain_s = planned.total_s - best_s
     return gain_s if gain_s >= MIN_GAIN_S else 0.0
 
 
@@ -571,6 +575,8 @@ def inline_pays(
         return caller_helps(cost, min(pool.n_ready, n_workers), pool.n_cpus)
     t = cost.mean_s
     until_ready_s = max(pool.worker_start_s - waited_s, 0.0)
+    if remaining * t <= until_ready_s:
+        return True
     with_it, without_it = (remaining - 1) / n_workers, remaining / n_workers
     if remaining <= 4 * n_workers:  # whole items only
         with_it, without_it = math.ceil(with_it), math.ceil(without_it)

@@ -68,13 +68,14 @@ class _State(Enum):
 
 
 class _Worker:
-    __slots__ = ("asked_at", "chunks", "idle_since", "n_given", "state")
+    __slots__ = ("asked_at", "chunks", "has_run", "idle_since", "n_given", "state")
 
     def __init__(self, now: float) -> None:
         self.state = _State.STARTING
         self.asked_at = now
         self.chunks: dict[int, Chunk] = {}  # by chunk id, in the order given; at most _DEPTH
         self.n_given = 0  # items in its life, for max_tasks_per_child
+        self.has_run = False  # some item of it was settled
         self.idle_since = now
 
 
@@ -181,6 +182,15 @@ class Scheduler:
         """Items of a map that were not given out yet."""
         job = self._jobs.get(job_id)
         return job.n_waiting if job is not None else 0
+
+    def next_item(self, job_id: int) -> int | None:
+        """The item that the caller would get next; None when there is none."""
+        job = self._jobs.get(job_id)
+        if job is None:
+            return None
+        if job.returned:
+            return job.returned[0]
+        return job.next if job.next < job.n_items else None
 
     def waiting_items(self, job_id: int) -> list[int]:
         """Items of a map that were not given out yet."""
@@ -326,6 +336,7 @@ class Scheduler:
             return []
         chunk.n_done += n_items
         chunk.progress_at = now
+        worker.has_run = True
         if chunk.job_id is not None:
             job = self._jobs.get(chunk.job_id)
             if job is not None:
@@ -510,6 +521,10 @@ class Scheduler:
         """Maps that are not settled."""
         return tuple(self._jobs)
 
+    def has_map(self, job_id: int) -> bool:
+        """Whether a map is known: not all of it is settled, or more may come."""
+        return job_id in self._jobs
+
     def held_jobs(self) -> tuple[int, ...]:
         """Maps whose items no worker may take yet."""
         return tuple(job_id for job_id, job in self._jobs.items() if job.held)
@@ -541,8 +556,9 @@ class Scheduler:
         self._assign(actions, now)
         if self._stopping and not self._queue.waiting and not self._jobs:
             for worker_id, worker in list(self._workers.items()):
-                if worker.state is _State.STARTING:
-                    actions.append(self._kill(worker_id, worker))
+                is_new = not worker.has_run and not any(chunk.n_left for chunk in worker.chunks.values())
+                if worker.state is _State.STARTING or (worker.state is _State.READY and worker.chunks and is_new):
+                    actions.append(self._kill(worker_id, worker))  # it still imports what nobody wants of it any more
                 elif worker.state is _State.READY and not worker.chunks:
                     actions.append(self._retire(worker_id, worker))
             return actions

@@ -21,9 +21,9 @@ class Progress:
         self._end = end
         self._next_at = 0.0
 
-    def advance(self) -> None:
-        """One more result was handed out."""
-        self._done += 1
+    def advance(self, n: int = 1) -> None:
+        """So many more results were handed out."""
+        self._done += n
         now = time.monotonic()
         if now >= self._next_at or self._done == self._total:
             self._next_at = now + _PERIOD_S
@@ -62,17 +62,52 @@ def make_progress(progress: bool | Callable[[int, int], object], total: int | No
     return Progress(total, show, bar.close)
 
 
+def is_watched() -> bool:
+    """Whether stderr is a terminal or a notebook."""
+    return sys.stderr.isatty() or "ipykernel" in sys.modules
+
+
+def plain_line(name: str, done: int, total: int | None, elapsed_s: float) -> str:
+    """How far a map is, with its rate and the time that is left.
+
+    >>> plain_line("fit", 25, 100, 5.0)
+    'fit: 25/100 (25 %), 5.00 items/s, 0:05 passed, 0:15 left'
+    >>> plain_line("fit", 5, None, 50.0)
+    'fit: 5, 10.0 s an item, 0:50 passed'
+    """
+    parts = [f"{name}: {done}" + (f"/{total} ({100 * done // max(total, 1)} %)" if total is not None else "")]
+    rate = done / max(elapsed_s, 1e-9)
+    if done:
+        parts.append(f"{_rounded(rate)} items/s" if rate >= 1 else f"{_rounded(1 / rate)} s an item")
+    parts.append(f"{_clock(elapsed_s)} passed")
+    if total is not None and 0 < done < total:
+        parts.append(f"{_clock((total - done) / rate)} left")
+    return ", ".join(parts)
+
+
+def _rounded(number: float) -> str:
+    return f"{number:#.3g}" if number < 100 else f"{number:,.0f}"
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
 def _plain(total: int | None, name: str) -> Progress:
-    """A line on stderr where it is a terminal; nothing elsewhere (a log wants no carriage returns)."""
-    if not sys.stderr.isatty():
+    """A line on stderr where it is a terminal or a notebook; nothing elsewhere (a log wants no carriage returns)."""
+    if not is_watched():
         return Progress(total, lambda done: None, lambda: None)
     began = time.monotonic()
+    width = 0
 
     def show(done: int) -> None:
-        elapsed = max(time.monotonic() - began, 1e-9)
-        of = f"/{total} ({100 * done // max(total, 1)} %)" if total is not None else ""
-        sys.stderr.write(f"\r{name}: {done}{of}, {done / elapsed:.1f} items/s, {elapsed:.0f} s")
+        nonlocal width
+        line = plain_line(name, done, total, time.monotonic() - began)
+        sys.stderr.write(f"\r{line:<{width}}")  # over what is left of a longer line
         sys.stderr.flush()
+        width = len(line)
 
     def end() -> None:
         sys.stderr.write("\n")

@@ -394,9 +394,9 @@ def test_submits_go_on_beside_a_long_map(executor: AmorsizeExecutor, make_signal
     go = make_signal()
     results = executor.map(partial(tasks.take_then, go), range(20), chunksize=1)
     future = executor.submit(tasks.square, 3)
-    go.give(4)
+    go.give(19)
     assert future.result(LIMIT_S) == 9
-    go.give(16)
+    go.give(1)
     assert list(results) == list(range(20))
 
 
@@ -551,3 +551,33 @@ def test_tasks_in_a_group_behind_a_blocked_one_get_a_worker(make_signal: Callabl
             assert not futures[0].done()
             go.give()
             assert futures[0].result(LIMIT_S) == 0
+
+
+def test_workers_begin_while_a_generator_still_makes_items(make_signal: Callable[[], Signal]) -> None:
+    ran = make_signal()
+
+    def items() -> Iterator[tuple[Signal, int]]:
+        for x in range(200):
+            if x == 100:
+                ran.take(1)  # what was made before runs meanwhile
+            yield ran, x
+
+    with AmorsizeExecutor(max_workers=2, inline="never") as executor:
+        assert list(executor.map(tasks.call, itertools.repeat(give_and_return), items())) == list(range(200))
+
+
+def give_and_return(item: tuple[Signal, int]) -> int:
+    item[0].give()
+    return item[1]
+
+
+def test_a_generator_that_raises_raises_from_map(either: AmorsizeExecutor) -> None:
+    def items() -> Iterator[int]:
+        for x in range(10_000):
+            if x == 5_000:
+                raise ValueError("no more")
+            yield x
+
+    with pytest.raises(ValueError, match="no more"):
+        either.map(tasks.square, items())
+    assert list(either.map(tasks.square, iter(range(3)))) == [0, 1, 4]

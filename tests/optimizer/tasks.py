@@ -1,0 +1,73 @@
+"""Functions that tests run in workers, which import them from here."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from ..executor.tools import Signal
+
+changed = False
+
+
+def write(log: str, x: Any) -> Any:
+    """Tell that an item runs: a short line appended is written as a whole."""
+    fd = os.open(log, os.O_WRONLY | os.O_APPEND)
+    try:
+        os.write(fd, f"{os.getpid()} {x}\n".encode())
+    finally:
+        os.close(fd)
+    return x
+
+
+def write_first(log: str, items: list[int]) -> int:
+    return int(write(log, items[0]))
+
+
+def lines(log: str) -> list[str]:
+    """The items that ran, in order of their beginning."""
+    return [line.split()[1] for line in Path(log).read_text().splitlines()]
+
+
+def pids(log: str) -> set[int]:
+    return {int(line.split()[0]) for line in Path(log).read_text().splitlines()}
+
+
+def change_globals(_: object) -> bool:
+    global changed
+    changed = True
+    return changed
+
+
+def fail_on_17(x: int) -> int:
+    if x == 17:
+        raise KeyError("seventeen")
+    return x
+
+
+def end_process_on_17(x: int) -> int:
+    if x == 17:
+        os._exit(3)
+    return x
+
+
+def meet(signals: list[Signal], i: int) -> int:
+    """Ends only if as many items run at once as there are signals."""
+    for j, signal in enumerate(signals):
+        if j != i:
+            signal.give()
+    signals[i].take(len(signals) - 1)
+    return os.getpid()
+
+
+def total(row: Any) -> float:
+    return float(row.sum())
+
+
+class Model:
+    def __init__(self, factor: int) -> None:
+        self.factor = factor
+
+    def predict(self, x: int) -> int:
+        return self.factor * x
