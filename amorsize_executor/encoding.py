@@ -192,7 +192,7 @@ def encode_items(chunk: Chunk, indices: Sequence[int], job: MapJob, known: set[i
         writer = BlockWriter(store, epoch)
         try:
             entries = [_encode_item(job, i, item, writer) for i, item in zip(indices, items, strict=True)]
-            nbytes = writer.nbytes + sum(serialize.pickle_nbytes(e) for e in entries if e is not None)
+            nbytes = writer.own_nbytes + sum([serialize.pickle_nbytes(e) for e in entries if e is not None])
             parcel = _parcel(chunk, function, functions, protocol.ENTRIES, entries, writer)
             parcel = parcel._replace(item_nbytes=nbytes / len(entries))
         finally:

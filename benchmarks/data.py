@@ -5,7 +5,8 @@
 Each contender does each pattern's work in a fresh interpreter: once with everything new, then three more times
 ("later", the median), then once with an eye on memory: the peak of parent and workers together, what they have in
 common counted once (PSS), less that of the interpreter before. Threads are what beats process pools over arrays, where
-NumPy releases the interpreter lock. mpire gets what items have in common as shared objects.
+NumPy releases the interpreter lock. mpire gets what items have in common as shared objects. BLAS has one thread
+everywhere. "First" includes the start of the workers, and memory that the kernel has to find.
 
 ``--soak`` sends large arguments and results back and forth, and looks for what grows.
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -194,6 +196,8 @@ def main() -> int:
     options = parser.parse_args()
     if options.soak:
         return _data_soak.soak(options.soak)
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[name] = "1"
     report, _ = measure(options.only or NAMES, 2 if options.quick else ROUNDS, 40 if options.quick else CLOSURE_CALLS)
     print(report.text())
     if options.markdown:

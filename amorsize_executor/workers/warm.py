@@ -378,8 +378,18 @@ class WarmBlocks:
 
     def find(
         self, key: Key, buffer: memoryview, epoch: Epoch | None, *, is_again: bool = False
-    ) -> tuple[Block, int, int] | None:
-        """The block that holds a buffer, in use once more, the offset, and the serial number; None if none does."""
+    ) -> tuple[Block, int, int, bool] | None:
+        """Where a buffer stands already; None if nowhere.
+
+        Returns
+        -------
+        block
+            In use once more.
+        offset, serial
+            Where it stands there, and its content's number.
+        is_shared
+            Whether another item of the same map has it.
+        """
         with self._locked():
             extent = self._extents.get(key)
             if extent is None:
@@ -397,7 +407,7 @@ class WarmBlocks:
             if is_known and epoch is not None and not is_again:
                 block.epochs.add(epoch)  # several items have it, and more may come
         if is_known:
-            return block, extent.offset, extent.serial
+            return block, extent.offset, extent.serial, not is_again
         try:
             is_same = block.holds(extent.offset, buffer)
         except BaseException:
@@ -407,7 +417,7 @@ class WarmBlocks:
             self.release(block)
             return None
         self.note(key, buffer, block, extent.offset, epoch, extent.serial)
-        return block, extent.offset, extent.serial
+        return block, extent.offset, extent.serial, False
 
     def note(self, key: Key, buffer: memoryview, block: Block, offset: int, epoch: Epoch | None, serial: int) -> None:
         """A block holds a buffer now; `serial` is its content's own."""
@@ -496,13 +506,26 @@ class BlockWriter:
         The blocks that the frame refers to, one use of each; the caller's after `detach`.
     nbytes
         What had to be written, in bytes.
+    own_nbytes
+        What is not shared with other items, in bytes, written or not.
     n_large
         Buffers that were looked for.
     is_again
         What is stored now was stored before for the same item, which comes a second time: it is not shared for that.
     """
 
-    __slots__ = ("_can_wait", "_epoch", "_own", "_serials", "_store", "is_again", "n_large", "nbytes", "used")
+    __slots__ = (
+        "_can_wait",
+        "_epoch",
+        "_own",
+        "_serials",
+        "_store",
+        "is_again",
+        "n_large",
+        "nbytes",
+        "own_nbytes",
+        "used",
+    )
 
     def __init__(self, store: WarmBlocks, epoch: Epoch | None = None, *, can_wait: bool = False) -> None:
         self._store = store
@@ -510,6 +533,7 @@ class BlockWriter:
         self._can_wait = can_wait
         self.is_again = False
         self.n_large = 0
+        self.own_nbytes = 0
         self._own: Block | None = None
         self._serials: dict[tuple[int, int], int] = {}
         self.used: dict[int, Block] = {}
@@ -523,7 +547,8 @@ class BlockWriter:
             self.n_large += 1
             found = self._store.find(key, buffer, self._epoch, is_again=self.is_again)
             if found is not None:
-                block, offset, serial = found
+                block, offset, serial, is_shared = found
+                self.own_nbytes += 0 if is_shared else nbytes
                 self._serials[block.block_id, offset] = serial
                 if block.block_id in self.used:
                     block.release()
@@ -542,6 +567,7 @@ class BlockWriter:
                 raise
             block.write(offset, buffer)
         self.nbytes = offset + nbytes
+        self.own_nbytes += nbytes
         if key is not None:
             serial = self._serials[block.block_id, offset] = new_serial()
             self._store.note(key, buffer, block, offset, self._epoch, serial)

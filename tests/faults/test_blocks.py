@@ -101,9 +101,11 @@ def test_the_child_of_a_fork_may_use_a_handle(tmp_path: Path) -> None:
     out = run_script(
         tmp_path,
         """
-        import os
+        import os, warnings
         import numpy as np
         from amorsize_executor import AmorsizeExecutor
+
+        warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads
 
         def total(array):
             return float(array.sum())
