@@ -1,13 +1,14 @@
 """Regret: our time over that of the best hand-tuned choice, for many kinds of work.
 
 ``python -m benchmarks.regret [--quick] [--only WORKLOAD ...] [--peers NAME ...] [--rounds N]``
-``[--markdown FILE] [--chart FILE.png]``
+``[--minutes M] [--markdown FILE] [--chart FILE.png]``
 
 AmorsizeExecutor, with nothing tuned, beside a serial loop, the standard pool with several chunk sizes,
 multiprocessing.Pool, joblib, loky and mpire. Regret is our time over the best of all of them, the loop included: at
 most 1 means that nothing was faster. Each measurement has a fresh interpreter, with everything imported. Cold: a pool
 is created, maps, and is shut down. Warm: a pool that ran the same function before maps again. The contenders take
-turns in another order each round, and medians over rounds are quoted.
+turns in another order each round, and medians over rounds are quoted. "Everything imported" includes loky for ours,
+which a program imports when it starts its first worker: 25 ms here.
 
 The best of many is chosen after the fact, by the same times that are quoted: where several are equally fast, noise
 makes the best one look faster than any of them is. That counts against us.
@@ -136,6 +137,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", choices=NAMES, metavar="WORKLOAD", help=f"of {', '.join(NAMES)}")
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS), metavar="NAME", help=", ".join(PEERS))
     parser.add_argument("--rounds", type=int, metavar="N", help="instead of the default")
+    parser.add_argument("--minutes", type=float, metavar="M", help="stop after so long, with what is there")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write a page, too")
     parser.add_argument("--chart", type=Path, metavar="FILE.png", help="draw a bar for each workload")
     return parser.parse_args()
@@ -147,6 +149,8 @@ def main() -> None:
     effort = QUICK if wanted.quick else FULL
     if wanted.rounds:
         effort = Effort(wanted.rounds, effort.chunks, effort.workloads, effort.budget_s)
+    if wanted.minutes:
+        effort = Effort(effort.rounds, effort.chunks, effort.workloads, 60 * wanted.minutes)
     peers, notes = available(wanted.peers)
     for note in notes:
         say(note)
