@@ -201,9 +201,12 @@ class Maps:
         waiting = self._engine.scheduler.n_waiting(job.job_id)
         pool = self._engine.pool_state()
         job.planned_for = (pool.n_ready, job.n_items)
+        expected = waiting if job.plan is not None else job.n_items
+        if job.source is not None:  # nobody knows how many will come: as many as have come is the best guess
+            expected += job.n_out
         plan = planner.plan_map(
             job.function.name,
-            waiting if job.plan is not None else job.n_items,
+            expected,
             self._engine.cost_model.lookup(job.function.key, in_map=job.n_settled > 0),
             pool,
             inline=job.may_inline,

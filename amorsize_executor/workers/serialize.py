@@ -35,6 +35,9 @@ _SEARCH_NBYTES = 1 << 20
 
 #: Types whose instances cannot change and that any process can unpickle: they need no copy and cannot fail.
 SCALARS = frozenset({int, float, complex, bool, str, bytes, type(None), range, type(Ellipsis)})
+#: Longer strings and bytes are no scalars.
+_TEXT_LENGTH = 4096
+_TEXTS = frozenset({str, bytes})
 #: A tuple of scalars counts as one up to this length, and so does a tuple of such tuples.
 _TUPLE_LENGTH = 64
 
@@ -66,7 +69,7 @@ def _is_flat(obj: object) -> bool:
 def _is_plain(obj: object) -> bool:
     kind = type(obj)
     if kind is str or kind is bytes:
-        return len(obj) <= 4096  # type: ignore[arg-type]  # exact type checked above
+        return len(obj) <= _TEXT_LENGTH  # type: ignore[arg-type]  # exact type checked above
     return kind in SCALARS
 
 
@@ -75,6 +78,8 @@ def are_scalars(objs: Sequence[object]) -> bool:
     kinds = set(map(type, objs))
     if kinds <= _NUMBERS:
         return True
+    if kinds <= _TEXTS:
+        return max(map(len, objs)) <= _TEXT_LENGTH  # type: ignore[arg-type]  # exact types checked above
     return (kinds - {tuple}) <= SCALARS and all(map(is_scalar, objs))
 
 
