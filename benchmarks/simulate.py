@@ -350,8 +350,8 @@ def simulate(world: World, n_items: int, mean_s: float) -> Table:
         HEADER,
         rows,
         "The first three numbers are makespans over the ideal one; the fourth is what the planner predicted for the "
-        "second map over what it took. Chunks, and the real time that decisions took, are the first map's. With as "
-        "many workers as the last column says, decisions alone would take all of a CPU; pickling and sending come on top.",
+        "second map over what it took. Chunks, and the real time that decisions took, are the first map's. With "
+        "as many workers as the last column says, decisions alone would take a CPU; pickling and sending come on top.",
     )
 
 
