@@ -457,6 +457,8 @@ class Dispatcher:
                 self._retiring[action.worker_id] = time.perf_counter() + _RETIRE_GRACE_S
             elif type(action) is KillWorker:
                 pool.kill(action.worker_id, self._end_signal)
+                if self._end_signal != signal.SIGKILL:  # a task may have survived it
+                    pool.post(action.worker_id, make_frame((protocol.EXIT,)))
                 self._retiring[action.worker_id] = time.perf_counter() + _RETIRE_GRACE_S
             elif type(action) is FailItems:
                 self._fail_items(action.job_id, action.items, worker_died(self._last_end))
