@@ -23,7 +23,7 @@ from .workers.copies import CallerCopies
 
 if TYPE_CHECKING:
     from .decisions.actions import Action
-    from .decisions.cost_model import CostModel
+    from .decisions.cost_model import CostModel, FunctionCost
     from .decisions.plan import Plan
     from .decisions.planner import PoolState
     from .decisions.scheduler import Scheduler
@@ -162,6 +162,7 @@ class Maps:
             )
             nbytes = own_nbytes(items, is_star)
             if nbytes:
+                job.item_nbytes = nbytes
                 self._engine.scheduler.set_item_nbytes(job.job_id, nbytes)
             plan = self._plan(job)
         if self._missed_s:
@@ -196,18 +197,26 @@ class Maps:
         if plan is not None and not plan.is_serial:
             self.release(job, plan.n_workers)
 
+    def _cost(self, job: MapJob, *, in_map: bool) -> FunctionCost | None:
+        """What is known about a map's function, and about its items while none was sent."""
+        cost = self._engine.cost_model.lookup(job.function.key, in_map=in_map)
+        if cost is not None and not cost.nbytes and job.item_nbytes:
+            cost = cost._replace(carry_s=max(cost.carry_s, job.item_nbytes * planner.CARRY_S_A_BYTE))
+        return cost
+
     def _plan(self, job: MapJob) -> Plan:
         """Plan what remains of a map; under the lock."""
         waiting = self._engine.scheduler.n_waiting(job.job_id)
         pool = self._engine.pool_state()
         job.planned_for = (pool.n_ready, job.n_items)
+        cost = self._cost(job, in_map=job.n_settled > 0)
         expected = waiting if job.plan is not None else job.n_items
         if job.source is not None:  # nobody knows how many will come: as many as have come is the best guess
             expected += job.n_out
         plan = planner.plan_map(
             job.function.name,
             expected,
-            self._engine.cost_model.lookup(job.function.key, in_map=job.n_settled > 0),
+            cost,
             pool,
             inline=job.may_inline,
             chunksize=job.chunksize,
@@ -479,7 +488,7 @@ class Maps:
         cost = None
         has_helped = (plan.is_serial or plan.is_helped) and job.inline_s > planner.MIN_GAIN_S
         if plan.item_s is None or has_helped:
-            cost = self._engine.cost_model.lookup(job.function.key)
+            cost = self._cost(job, in_map=False)
         with self._engine.lock:
             self.jobs.pop(job.job_id, None)
             plan = job.plan  # the I/O thread may have made another
@@ -531,9 +540,13 @@ class Maps:
             item_s = now - job.visited_at
             if pool_state.n_ready == 0 and item_s < pool_state.worker_start_s:
                 return
-        if not planner.hand_over_pays(waiting, item_s, pool_state):
+        mean_s = self._engine.cost_model.mean_s(job.function.key)
+        if not planner.hand_over_pays(waiting, item_s, mean_s, pool_state):
             return
+        is_cold = pool_state.n_ready == 0
         n_workers = max(min(pool_state.max_workers, waiting), 1)
+        if is_cold:
+            n_workers = planner.first_starts(waiting, pool_state)
         with self._engine.lock:
             if batch is not None:
                 self._engine.scheduler.return_inline(job.job_id, batch.take_back())
@@ -541,7 +554,7 @@ class Maps:
             if plan is not None and plan.is_serial:
                 why = "the caller was busy with an item" if batch is not None else "the caller did other work"
                 why = f"{why} for {format_time(item_s)}"
-                job.plan = plan._replace(n_workers=n_workers, constraint=why)
+                job.plan = plan._replace(n_workers=n_workers, constraint=why, is_helped=is_cold)
                 if self.last_plan is plan:
                     self.last_plan = job.plan
         self.release(job, n_workers)

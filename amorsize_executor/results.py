@@ -96,6 +96,7 @@ class MapJob:
         self.n_inline = 0
         self.inline_s = 0.0  # the caller's: time of the items it ran
         self.n_chunks = 0
+        self.item_nbytes = 0  # what an item obviously has for itself
         self.planned_for = (0, 0)  # workers that were ready, and items, when the plan was made
         # What was measured: items and seconds by how many ran at once, and who ran what and when.
         self.levels: dict[int, tuple[int, float]] = {}

@@ -56,12 +56,16 @@ MIN_GAIN = 0.08
 #: 1 ms were 1.5 times slower than a loop without this; benchmarks/dispatch.py, warm grid).
 MIN_GAIN_S = 0.5e-3
 #: ... and this share, and this much, where workers must start first: how long that takes varies by half.
-MIN_GAIN_COLD = 0.1
-MIN_GAIN_COLD_S = 10e-3
+MIN_GAIN_COLD = 0.2
+MIN_GAIN_COLD_S = 20e-3
 #: What the start of a worker takes of the caller's time, over the time until it is ready.
-START_PRICE = 0.1
-#: Share of its speed that the caller keeps while workers start beside it.
-_CALLER_SHARE_WHILE_STARTING = 0.85
+START_PRICE = 0.15
+#: Share of its speed that the caller keeps while workers start beside it (benchmarks/regret.py, cold: 0.65 to 0.85).
+_CALLER_SHARE_WHILE_STARTING = 0.7
+#: Seconds that a byte of a large item takes its sender before that was measured: 1 GB/s, to copy and to map it.
+CARRY_S_A_BYTE = 1e-9
+#: What is expected of an unknown function's other items, over what its first one has taken.
+FIRST_CALL_SHARE = 0.1
 #: Workers are started for the maps to come when those before would have gained this share of a start's time with them:
 #: the ski-rental rule. Most of a start's price is paid on another CPU.
 _MISSED_SHARE = 2 * START_PRICE
@@ -366,12 +370,12 @@ def inline_pays(
     return max(t, until_ready_s + with_it * t) < until_ready_s + without_it * t
 
 
-def hand_over_pays(remaining: int, item_elapsed_s: float, pool: PoolState) -> bool:
+def hand_over_pays(remaining: int, item_elapsed_s: float, mean_s: float | None, pool: PoolState) -> bool:
     """Whether workers should get what remains while the caller is stuck in an item.
 
-    An item that has run for e seconds is expected to be typical of those behind it (each at least e). With a worker
-    at hand that is reason enough after a few milliseconds. Without one, starting workers must promise to win more
-    than it costs: the ski-rental rule.
+    With a worker at hand that is reason enough after a few milliseconds. Without one, starting workers must promise to
+    win more than it takes: they run the others in parallel, and while the caller is stuck, which is expected to last
+    once more as long as it has. When that was as long as a start takes, they start in any case (the ski-rental rule).
 
     Parameters
     ----------
@@ -379,13 +383,21 @@ def hand_over_pays(remaining: int, item_elapsed_s: float, pool: PoolState) -> bo
         Items not given out yet.
     item_elapsed_s
         Seconds that the item in the caller has been running, or that the caller has not come for results.
+    mean_s
+        Expected seconds of the others; None when none has been measured: then a tenth of what this one has taken, as a
+        first call often takes ten times as long as the next.
     pool
         The pool's state.
     """
     if remaining <= 0 or item_elapsed_s < INLINE_ITEM_S:
         return False
-    if pool.n_ready > 0:
+    if pool.n_ready > 0 or item_elapsed_s >= pool.worker_start_s:
         return True
     n = min(pool.max_workers, remaining)
-    gain = remaining * item_elapsed_s * (1 - 1 / (n + 1))
-    return gain > pool.worker_start_s
+    rest_s = remaining * (FIRST_CALL_SHARE * item_elapsed_s if mean_s is None else mean_s)
+    return min(rest_s, item_elapsed_s) + rest_s * (1 - 1 / (n + 1)) > pool.worker_start_s
+
+
+def first_starts(remaining: int, pool: PoolState) -> int:
+    """Workers to start where little is known: so many that the caller, who goes on, keeps a CPU for itself."""
+    return max(min(remaining, pool.max_workers, pool.n_cpus // 2), 1)
