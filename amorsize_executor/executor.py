@@ -384,8 +384,8 @@ class AmorsizeExecutor(Executor):
         Parameters
         ----------
         fn
-            Called with one item. If nothing is known about it, a sample is run as `map` would begin: the first item,
-            and further ones until half a millisecond has passed; nothing else runs.
+            Called with one item. If nothing is known about it, a sample is run as `map` would begin: three items, more
+            where they are short (half a millisecond's worth), fewer where they are long; nothing else runs.
         items
             The items; a generator is read to its end.
 

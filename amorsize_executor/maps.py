@@ -254,7 +254,7 @@ class Maps:
         if items and cost_model.lookup(function.key) is None:
             begun = time.perf_counter()
             n = 0
-            while n < len(items) and (n == 0 or time.perf_counter() - begun < planner.SAMPLE_S):
+            while n < len(items) and not planner.is_sampled(n, time.perf_counter() - begun):
                 if constraint:
                     self._engine.run_in_worker(fn, items[n])
                 else:
@@ -415,7 +415,9 @@ class Maps:
         if not job.is_released:
             planned = plan.item_s
             sample_left = waiting if job.sample_size is None else job.sample_size - job.n_inline
-            if item_s is None or (planned is None and job.inline_s < planner.SAMPLE_S and sample_left > 0):
+            if item_s is None or (
+                planned is None and not planner.is_sampled(job.n_inline, job.inline_s) and sample_left > 0
+            ):
                 most = min(waiting, max(sample_left, 1))  # more of a sample first
             elif (
                 planned is None

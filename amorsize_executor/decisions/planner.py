@@ -42,8 +42,12 @@ MAX_CHUNK_NBYTES = 32 << 20
 #: The caller computes inline at most this long between two looks at the state of things, in seconds.
 INLINE_BATCH_S = 4e-3
 #: A function that was unknown when its map began is sampled inline for this long before the planner believes the
-#: sample, in seconds: a first call is often ten times slower than the next (cold caches, imports).
+#: sample, in seconds ...
 SAMPLE_S = 0.5e-3
+#: ... and for so many items, unless they take longer than this in all, in seconds: a first call is often ten times
+#: slower than the next (cold caches, imports).
+SAMPLE_ITEMS = 3
+LONG_SAMPLE_S = 30e-3
 #: A caller who helps does this share of a worker's work: it also reads results and hands out chunks.
 CALLER_SHARE = 0.9
 #: The caller helps only while carrying items takes it less than this share of its time.
@@ -306,6 +310,11 @@ def chunk_size(
     if limit is not None:
         size = min(size, limit)
     return max(min(size, remaining), 1)
+
+
+def is_sampled(n_items: int, elapsed_s: float) -> bool:
+    """Whether so many items that took so many seconds in all are enough to judge an unknown function by."""
+    return elapsed_s >= LONG_SAMPLE_S or (elapsed_s >= SAMPLE_S and n_items >= SAMPLE_ITEMS)
 
 
 def inline_batch(remaining: int, item_s: float | None, done_inline: int, is_known: bool, *, n_sharing: int = 0) -> int:
