@@ -198,7 +198,9 @@ class WorkerPool:
 
     def prepare(self) -> None:
         """Import what the start of a process takes, if that was not done."""
-        from .. import errors  # noqa: F401  (while that is possible: its base cannot be imported at the interpreter's end)
+        # While that is possible: not at the interpreter's end, nor without descriptors.
+        from .. import errors  # noqa: F401
+        from . import by_value  # noqa: F401
 
         self.context = resolve_context(self._context_or_name)
 
