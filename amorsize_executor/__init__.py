@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .decisions.cost_model import CostModel
-from .decisions.plan import Plan
-from .executor import AmorsizeExecutor
-
 if TYPE_CHECKING:
+    from .decisions.cost_model import CostModel
+    from .decisions.plan import Plan
     from .errors import AmorsizeError, RemoteTraceback, SerializationError, WorkerDied
+    from .executor import AmorsizeExecutor
     from .optimizer import (
         OptimizationResult,
         Profile,
@@ -45,9 +44,13 @@ __all__ = [
     "save_config",
 ]
 
-#: Where names are that are loaded at their first use: the exceptions derive from those of concurrent.futures.process,
-#: which takes 10 ms to import, and who only wants the executor needs no optimizer.
+#: Where names are, which are loaded at their first use: a worker imports this package, too, and needs none of the
+#: executor (5 ms of its start); the exceptions derive from those of concurrent.futures.process, which takes 10 ms to
+#: import; and who only wants the executor needs no optimizer.
 _LAZY = {
+    "AmorsizeExecutor": "executor",
+    "CostModel": "decisions.cost_model",
+    "Plan": "decisions.plan",
     **dict.fromkeys(("AmorsizeError", "RemoteTraceback", "SerializationError", "WorkerDied"), "errors"),
     **dict.fromkeys(
         (
@@ -71,7 +74,8 @@ def __getattr__(name: str) -> Any:
     if name in _LAZY:
         from importlib import import_module
 
-        return getattr(import_module(f".{_LAZY[name]}", __name__), name)
+        value = globals()[name] = getattr(import_module(f".{_LAZY[name]}", __name__), name)
+        return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

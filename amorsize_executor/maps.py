@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 _BUFFER_PARTS = 4
 #: Batches that the caller runs one after another are one span of the timeline, if no more is between them, in seconds.
 _GAP_S = 1e-3
+#: A batch in the caller that lasts so long, in seconds, holds other items than were expected.
+_LONG_BATCH_S = 2 * planner.INLINE_BATCH_S
 #: A caller that should help with a map, and has not for so long, does not, in seconds.
 _ABSENT_S = 0.03
 #: Sizes of more items than this are not looked at to find giants: it would take longer than it gains.
@@ -170,6 +172,7 @@ class Maps:
             if planner.start_pays(self._missed_s, pool) and pool.n_ready < min(pool.max_workers, pool.n_cpus):
                 self._missed_s = 0.0
                 self._engine.want_workers(pool.n_ready + 1)
+                self._engine.await_starts()
         if not plan.is_serial:
             self.release(job, plan.n_workers)
             return job
@@ -544,6 +547,9 @@ class Maps:
                 return
         mean_s = self._engine.cost_model.mean_s(job.function.key)
         if not planner.hand_over_pays(waiting, item_s, mean_s, pool_state):
+            if batch is not None and now - batch.started_at > _LONG_BATCH_S:
+                with self._engine.lock:  # the caller ends its item, and decides again
+                    self._engine.scheduler.return_inline(job.job_id, batch.take_back())
             return
         is_cold = pool_state.n_ready == 0
         n_workers = max(min(pool_state.max_workers, waiting), 1)

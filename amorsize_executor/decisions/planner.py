@@ -70,9 +70,6 @@ _CALLER_SHARE_WHILE_STARTING = 0.7
 CARRY_S_A_BYTE = 1e-9
 #: What is expected of an unknown function's other items, over what its first one has taken.
 FIRST_CALL_SHARE = 0.1
-#: Workers are started for the maps to come when those before would have gained this share of a start's time with them:
-#: the ski-rental rule. Most of a start's price is paid on another CPU.
-_MISSED_SHARE = 2 * START_PRICE
 
 
 class PoolState(NamedTuple):
@@ -245,8 +242,8 @@ def missed_s(plan: Plan, cost: FunctionCost, pool: PoolState) -> float:
 
 
 def start_pays(missed_in_all_s: float, pool: PoolState) -> bool:
-    """Whether a worker should start for the maps to come."""
-    return missed_in_all_s >= _MISSED_SHARE * pool.worker_start_s
+    """Whether a worker should start for the maps to come: those before have missed what it costs (ski rental)."""
+    return missed_in_all_s >= START_PRICE * pool.worker_start_s
 
 
 def _worker_counts(most: int) -> list[int]:

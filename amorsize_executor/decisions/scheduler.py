@@ -288,7 +288,7 @@ class Scheduler:
         """Items that the caller had taken come back: it has no time for them."""
         job = self._jobs.get(job_id)
         if job is not None:
-            job.returned.extendleft(reversed(items))
+            job.put_back(items)
 
     def inline_done(self, job_id: int, n_items: int) -> None:
         """Items that the caller had taken are settled."""
@@ -362,7 +362,7 @@ class Scheduler:
             if chunk.job_id is None:
                 self._queue.put_back(items)
             elif (job := self._jobs.get(chunk.job_id)) is not None:
-                job.returned.extendleft(reversed(items))
+                job.put_back(items)
         self._place(worker_id, worker, now)
         return self._act(now)
 
@@ -456,7 +456,7 @@ class Scheduler:
                 self._forget_task(item)
         else:
             job = self._jobs[chunk.job_id]
-            job.returned.extendleft(reversed(again))
+            job.put_back(again)
             self._settle(job, len(failed))
         return [FailItems(chunk.job_id, tuple(failed), worker_id)] if failed else []
 

@@ -174,6 +174,13 @@ class MapWork:
             self._step_over()
         return taken
 
+    def put_back(self, items: Sequence[int]) -> None:
+        """Items that were given out come back, to be the next."""
+        if isinstance(items, range) and items.stop == self.next and items.step == 1 and not self.passed:
+            self.next = items.start
+        else:
+            self.returned.extendleft(reversed(items))
+
     def drop_waiting(self) -> list[int]:
         """Take all items that wait."""
         waiting = self.waiting_items()

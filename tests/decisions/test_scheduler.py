@@ -182,6 +182,15 @@ def test_items_that_the_caller_returns_go_to_workers_first() -> None:
     assert pool.sent[0].chunk.items[0] == 2
 
 
+def test_items_that_the_caller_gives_back_are_cut_like_those_never_taken() -> None:
+    pool = FakePool(1, cost_model=known(1e-3))
+    pool.scheduler.add_map(1, "f", 100)
+    taken = pool.scheduler.take_inline(1, 90)
+    pool.scheduler.return_inline(1, taken[2:])
+    assert pool.scheduler.n_waiting(1) == 98
+    assert pool.scheduler.take_inline(1, 50) == range(2, 52)
+
+
 def test_map_starts_the_workers_that_its_plan_wants() -> None:
     pool = FakePool(8)
     pool.map(1, 100, n_workers=3)

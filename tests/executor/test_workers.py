@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import os
 import threading
+import weakref
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import wait
+from concurrent.futures import ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from loky.backend import get_context
 from amorsize_executor import AmorsizeExecutor, CostModel, WorkerDied
 
 from . import tasks
-from .tools import LIMIT_S, Signal, wait_for_end
+from .tools import LIMIT_S, Signal, run_script, wait_for_end
 
 
 @pytest.mark.parametrize(
@@ -242,6 +244,46 @@ def test_a_task_whose_worker_died_runs_again_if_allowed(tmp_path: Path) -> None:
     with AmorsizeExecutor(max_workers=1, retries=1, inline="never") as executor:
         assert executor.submit(tasks.end_process_once, str(tmp_path / "submit")).result(LIMIT_S) == "alive"
         assert list(executor.map(tasks.end_process_once, [str(tmp_path / "map")])) == ["alive"]
+
+
+def test_a_worker_that_leaves_runs_what_tasks_want_at_exit(tmp_path: Path) -> None:
+    with AmorsizeExecutor(max_workers=1, inline="never") as executor:
+        executor.submit(_want_at_exit, tmp_path).result()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["atexit", "finalizer", "pool"]
+
+
+def test_what_a_worker_has_printed_and_logged_is_not_lost_when_it_leaves(tmp_path: Path) -> None:
+    script = """
+        import sys
+        from amorsize_executor import AmorsizeExecutor
+
+        def say(path):
+            import logging, logging.handlers
+            target = logging.FileHandler(path)
+            logging.getLogger().addHandler(logging.handlers.MemoryHandler(100, target=target))
+            logging.getLogger().warning("logged")
+            sys.stdout.write("printed")
+
+        with AmorsizeExecutor(max_workers=1, inline="never") as executor:
+            executor.submit(say, sys.argv[1]).result()
+    """
+    log = tmp_path / "log"
+    assert run_script(tmp_path, script, log) == "printed"
+    assert log.read_text() == "logged\n"
+
+
+def _want_at_exit(folder: Path) -> None:
+    kept = _Kept()
+    atexit.register((folder / "atexit").touch)
+    weakref.finalize(kept, (folder / "finalizer").touch)
+    _Kept.latest = kept
+    _Kept.pool = ThreadPoolExecutor(1)  # never shut down: its thread is joined at exit
+    _Kept.pool.submit((folder / "pool").touch)
+
+
+class _Kept:
+    latest: _Kept
+    pool: ThreadPoolExecutor
 
 
 def test_a_task_that_always_ends_its_worker_fails_after_its_retries() -> None:
