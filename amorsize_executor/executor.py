@@ -7,9 +7,9 @@ import os
 import signal
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future
-from itertools import islice
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from . import machine
@@ -369,7 +369,7 @@ class AmorsizeExecutor(Executor):
                 raise
         shown = _make_progress(progress, job) if progress else None
         # Who has more to read must be able to submit it: then the iterator keeps the executor alive.
-        return RunningMap(_results(dispatcher, job, until, shown, self if source is not None else None), job)
+        return RunningMap(MapResults.of(_batches(dispatcher, job, until, shown, self if source is not None else None)), job)
 
     @property
     def _constraint(self) -> str:
@@ -519,40 +519,80 @@ class AmorsizeExecutor(Executor):
         return self._dispatcher.maps.last_plan
 
 
-def _results(
+class MapResults(chain[Any]):
+    """Results of a map as they are taken, at the speed of C. Dropped half-way, it cancels what has not started."""
+
+    _batches: Generator[Iterable[Any], None, None]
+
+    @classmethod
+    def of(cls, batches: Generator[Iterable[Any], None, None]) -> MapResults:
+        """Over results that come in batches."""
+        results = cls.from_iterable(batches)
+        assert isinstance(results, MapResults)
+        results._batches = batches
+        return results
+
+    def close(self) -> None:
+        """Give no more results, and cancel what has not started."""
+        self._batches.close()
+        while True:  # what is left of the present batch
+            try:
+                for _ in self:
+                    pass
+                return
+            except Exception:  # of an item whose result nobody wants any more
+                continue
+
+
+def _batches(
     dispatcher: Dispatcher, job: MapJob, until: float | None, shown: Progress | None, kept: AmorsizeExecutor | None
-) -> Iterator[Any]:
-    """Results of a map as they are taken. A generator: dropped half-way, it cancels what has not started."""
-    is_complete = False
-    try:
-        while (batch := dispatcher.maps.next_results(job, until)) is not None:
-            if shown is not None:
-                yield from _shown(batch, shown)
-            elif job.has_failed:
-                yield from _checked(batch)
-            elif len(batch) > _LARGE_BATCH:
-                yield from batch
-            else:  # keep no result longer than its taker does: these may be large
-                batch.reverse()
-                while batch:
-                    yield batch.pop()
-        is_complete = True
-    finally:
-        if shown is not None:
-            shown.close()
-        if not is_complete:
+) -> Generator[Iterable[Any], None, None]:
+    """Results of a map in batches, to be iterated over one after the other."""
+    is_over = False
+
+    def end() -> None:
+        nonlocal is_over
+        if not is_over:
+            is_over = True
             dispatcher.maps.abandon(job)
+            if shown is not None:
+                shown.close()
+
+    try:
+        while not is_over and (batch := dispatcher.maps.next_results(job, until)) is not None:
+            if shown is not None:
+                yield _shown(_checked(batch, end), shown)
+            elif job.has_failed:
+                yield _checked(batch, end)
+            elif len(batch) > _LARGE_BATCH:
+                yield batch
+            else:
+                yield _given_away(batch)
+        is_complete = not is_over
+        is_over = True
+        if is_complete and shown is not None:
+            shown.close()
+    finally:
+        end()
 
 
-def _checked(batch: list[Any]) -> Iterator[Any]:
+def _given_away(batch: list[Any]) -> Iterator[Any]:
+    """Keep no result longer than its taker does: these may be large."""
+    batch.reverse()
+    while batch:
+        yield batch.pop()
+
+
+def _checked(batch: list[Any], end: Callable[[], None]) -> Iterator[Any]:
     for value in batch:
         if type(value) is Failed:
+            end()
             raise value.error
         yield value
 
 
-def _shown(batch: list[Any], shown: Progress) -> Iterator[Any]:
-    for value in _checked(batch):
+def _shown(values: Iterator[Any], shown: Progress) -> Iterator[Any]:
+    for value in values:
         shown.advance()
         yield value
 
