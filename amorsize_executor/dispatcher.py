@@ -47,6 +47,7 @@ from .encoding import Parcel, Task, decode_outcomes, encode_items, encode_one, e
 from .failures import broken_pool, chained, init_error, no_descriptors, no_lease, start_failure, worker_died
 from .maps import Maps
 from .results import Failed
+from .tiny import PATIENCE_S
 from .workers import protocol, serialize
 from .workers.channel import LOST, make_frame
 from .workers.functions import FunctionTable
@@ -489,9 +490,10 @@ class Dispatcher:
         with self.lock:
             actions = self.scheduler.tick(now)
             held = [self.maps.jobs[i] for i in self.scheduler.held_jobs() if i in self.maps.jobs]
+            tiny = list(self.maps.tiny)
             pool_state = self.pool_state()
             if self.is_watching:
-                self._idle_looks = 0 if held else self._idle_looks + 1
+                self._idle_looks = 0 if held or tiny else self._idle_looks + 1
                 self.is_watching = self._idle_looks < _WATCH_IDLE_LOOKS
         self.execute(actions)
         if self._trim_at is not None and now >= self._trim_at:
@@ -499,6 +501,9 @@ class Dispatcher:
         for worker_id, until in list(self._retiring.items()):
             if now > until and self.pool is not None:
                 self.pool.kill(worker_id)
+        for found in tiny:
+            if now - found.created_at > PATIENCE_S:
+                self.maps.convert(found)
         for job in held:
             self.maps.look_after(job, pool_state, now)
 
@@ -653,6 +658,7 @@ class Dispatcher:
             self.is_shut_down = True
             tasks, self._tasks = self._tasks, {}
             jobs, self.maps.jobs = self.maps.jobs, {}
+            tiny = list(self.maps.tiny)
             actions = self.scheduler.give_up()
         for task in tasks.values():
             task.close()
@@ -660,6 +666,8 @@ class Dispatcher:
                 task.future.set_exception(chained(BrokenProcessPool(message), cause))
         for job in jobs.values():
             job.fail(chained(BrokenProcessPool(message), cause))
+        for found in tiny:
+            found.fail(chained(BrokenProcessPool(message), cause))
         self.execute(actions)
 
     def end_workers(self, signum: signal.Signals, what: str) -> None:
@@ -674,6 +682,10 @@ class Dispatcher:
         """No more work; the I/O thread ends when what came is done."""
         with self.lock:
             self.is_shut_down = True
+            tiny = list(self.maps.tiny)
+        for found in tiny:
+            self.maps.convert(found)
+        with self.lock:
             cancelled = self.scheduler.drop_queue() if cancel_futures else []
             tasks = [task for task_id in cancelled if (task := self._tasks.pop(task_id, None)) is not None]
             jobs = list(self.maps.jobs.values())

@@ -165,7 +165,7 @@ def encode_tasks(chunk: Chunk, tasks: Sequence[Task | None], known: set[int], st
         if task.blocks or task.function.blocks:
             used.update((block.block_id, block) for block in (*task.blocks, *task.function.blocks))
     sent = tuple(functions.items())
-    frame = make_frame((protocol.RUN, chunk.chunk_id, chunk.claims, sent, same, kind, items, tuple(used)))
+    frame = make_frame((protocol.RUN, chunk.chunk_id, _claims(chunk), sent, same, kind, items, tuple(used)))
     known.update(functions)
     for block in used.values():
         block.retain()
@@ -219,6 +219,15 @@ def own_nbytes(items: Sequence[Any], is_star: bool) -> int:
     return total
 
 
+def _claims(chunk: Chunk) -> tuple[int, int] | None:
+    """How a chunk's worker claims its items."""
+    if chunk.slot is None:
+        return None
+    if chunk.is_whole:
+        return chunk.slot, protocol.WHOLE
+    return chunk.slot, protocol.SINGLY if chunk.job_id is None else protocol.IN_GROUPS
+
+
 def _parcel(
     chunk: Chunk,
     function: Function,
@@ -229,14 +238,14 @@ def _parcel(
 ) -> Parcel:
     if writer is None and not function.blocks:
         return Parcel(
-            make_frame((protocol.RUN, chunk.chunk_id, chunk.claims, functions, function.fn_id, kind, items, ()))
+            make_frame((protocol.RUN, chunk.chunk_id, _claims(chunk), functions, function.fn_id, kind, items, ()))
         )
     used = {} if writer is None else writer.used
     for block in function.blocks:
         if block.block_id not in used:
             block.retain()
             used[block.block_id] = block
-    message = (protocol.RUN, chunk.chunk_id, chunk.claims, functions, function.fn_id, kind, items, tuple(used))
+    message = (protocol.RUN, chunk.chunk_id, _claims(chunk), functions, function.fn_id, kind, items, tuple(used))
     frame = make_frame(message)
     return Parcel(frame, list(used.values()) if writer is None else writer.detach())
 

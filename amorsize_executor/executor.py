@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .decisions.planner import PoolState
     from .integrations.progress import Progress
     from .learned import LearnedCosts
+    from .tiny import TinyMap
     from .workers.sharing import Shared
 
     P = ParamSpec("P")
@@ -274,6 +275,19 @@ class AmorsizeExecutor(Executor):
         """
         if not iterables:
             raise TypeError("map() must have at least one iterable")
+        if (
+            timeout is None
+            and chunksize is None
+            and buffersize is None
+            and ordered
+            and not (self._progress if progress is None else progress)
+            and not self._constraint
+            and callable(fn)
+        ):
+            dispatcher = self._own()
+            tiny = dispatcher.maps.open_tiny(fn, iterables)
+            if tiny is not None:
+                return MapResults.of(_tiny_batches(dispatcher, tiny))
         return self.start_map(
             fn,
             *iterables,
@@ -369,7 +383,9 @@ class AmorsizeExecutor(Executor):
                 raise
         shown = _make_progress(progress, job) if progress else None
         # Who has more to read must be able to submit it: then the iterator keeps the executor alive.
-        return RunningMap(MapResults.of(_batches(dispatcher, job, until, shown, self if source is not None else None)), job)
+        return RunningMap(
+            MapResults.of(_batches(dispatcher, job, until, shown, self if source is not None else None)), job
+        )
 
     @property
     def _constraint(self) -> str:
@@ -561,7 +577,7 @@ def _batches(
     try:
         while not is_over and (batch := dispatcher.maps.next_results(job, until)) is not None:
             if shown is not None:
-                yield _shown(_checked(batch, end), shown)
+                yield _shown(_checked(batch, end), shown, end)
             elif job.has_failed:
                 yield _checked(batch, end)
             elif len(batch) > _LARGE_BATCH:
@@ -574,6 +590,27 @@ def _batches(
             shown.close()
     finally:
         end()
+
+
+def _tiny_batches(dispatcher: Dispatcher, tiny: TinyMap) -> Generator[Iterable[Any], None, None]:
+    """Results of a tiny map in batches."""
+    is_over = False
+
+    def end() -> None:
+        nonlocal is_over
+        is_over = True
+        if tiny.rest is not None:
+            dispatcher.maps.abandon(tiny.rest)
+
+    values: list[Any] | None = None
+    try:
+        values = dispatcher.maps.run_tiny(tiny)
+    finally:
+        if values is None:
+            end()
+    yield _checked(values, end)
+    if tiny.rest is not None and not is_over:
+        yield from _batches(dispatcher, tiny.rest, None, None, None)
 
 
 def _given_away(batch: list[Any]) -> Iterator[Any]:
@@ -591,9 +628,13 @@ def _checked(batch: list[Any], end: Callable[[], None]) -> Iterator[Any]:
         yield value
 
 
-def _shown(values: Iterator[Any], shown: Progress) -> Iterator[Any]:
+def _shown(values: Iterator[Any], shown: Progress, end: Callable[[], None]) -> Iterator[Any]:
     for value in values:
-        shown.advance()
+        try:
+            shown.advance()
+        except BaseException:  # of the user's callable, or Ctrl-C
+            end()
+            raise
         yield value
 
 

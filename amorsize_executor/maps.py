@@ -14,12 +14,15 @@ from collections.abc import Callable
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
 
+from . import tiny
 from .decisions import planner, sizes
 from .decisions.plan import format_time
 from .encoding import own_nbytes
 from .inline import InlineBatch, copy_items, copy_values
 from .results import Failed, MapJob
+from .tiny import TinyMap
 from .workers.copies import CallerCopies
+from .workers.serialize import are_scalars
 
 if TYPE_CHECKING:
     from .decisions.actions import Action
@@ -98,9 +101,74 @@ class Maps:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self.jobs: dict[int, MapJob] = {}
-        self.last_plan: Plan | None = None
+        self.tiny: set[TinyMap] = set()  # those that are not done; added under the lock
+        self._last: Plan | TinyMap | None = None
         self._dropped: deque[MapJob] = deque()  # their iterators are gone; for the I/O thread
         self._missed_s = 0.0  # what maps in the caller would have gained had workers been there, in seconds
+
+    @property
+    def last_plan(self) -> Plan | None:
+        """The plan of the latest map."""
+        last = self._last
+        return last.plan(self._engine.pool_state()) if isinstance(last, TinyMap) else last
+
+    def open_tiny(self, fn: Callable[..., Any], iterables: tuple[Any, ...]) -> TinyMap | None:
+        """Take in a map if it is so short that its caller is to run it without more ado; else None.
+
+        Its results come from `run_tiny`, and what it could not do from `next_results` of its `rest`.
+        """
+        engine = self._engine
+        engine.check_open()
+        if not all(hasattr(iterable, "__len__") for iterable in iterables):
+            return None
+        function = engine.register(fn)
+        mean_s = engine.cost_model.mean_s(function.key)
+        if mean_s is None:
+            return None
+        n_items = min(map(len, iterables))
+        if not 0 < n_items * mean_s < tiny.MOST_S:
+            return None
+        cost = engine.cost_model.lookup(function.key)
+        if cost is None or n_items * cost.mean_s >= tiny.MOST_S:
+            return None
+        is_star = len(iterables) > 1
+        items = list(zip(*iterables, strict=False)) if is_star else list(iterables[0])
+        if not items or not are_scalars(items):
+            return None
+        engine.ensure_thread()
+        found = TinyMap(function, items, is_star, cost)
+        with engine.lock:
+            if engine.is_shut_down:
+                raise RuntimeError("cannot schedule new futures after shutdown")
+            self.tiny.add(found)
+        self._last = found
+        if not engine.is_watching:
+            engine.is_watching = True
+            engine.wake()
+        return found
+
+    def run_tiny(self, found: TinyMap) -> list[Any]:
+        """Run a tiny map in this thread; results of all items that are not in its `rest`."""
+        try:
+            return found.run(self._engine.cost_model, self._engine.scheduler.n_busy)
+        finally:
+            self.tiny.discard(found)
+
+    def convert(self, found: TinyMap) -> None:
+        """Make an ordinary map of what has not begun of a tiny one."""
+        with found.lock:
+            given = found.give_up()
+            if given is None:
+                return
+            items, busy_since = given
+            with self._engine.lock:
+                job = MapJob(self._engine.new_id(), found.function, items, is_star=found.is_star)
+                job.visited_at = busy_since
+                self._add(job, is_closed=True)
+                last = self._last
+                self._plan(job)
+                self._last = last  # `found` tells of both, if it is the latest
+            found.rest = job
 
     def open(
         self,
@@ -158,10 +226,7 @@ class Maps:
                 constraint=constraint,
             )
             job.n_workers, job.sample_size = n_workers, sample_size
-            self.jobs[job.job_id] = job
-            self._engine.scheduler.add_map(
-                job.job_id, function.key, len(items), chunksize=chunksize, closed=source is None and is_closed
-            )
+            self._add(job, is_closed=source is None and is_closed)
             nbytes = own_nbytes(items, is_star)
             if nbytes:
                 job.item_nbytes = nbytes
@@ -180,6 +245,13 @@ class Maps:
             self._engine.is_watching = True
             self._engine.wake()
         return job
+
+    def _add(self, job: MapJob, *, is_closed: bool) -> None:
+        """Put a map in the books, held; under the lock."""
+        self.jobs[job.job_id] = job
+        self._engine.scheduler.add_map(
+            job.job_id, job.function.key, job.n_items, chunksize=job.chunksize, closed=is_closed
+        )
 
     def feed(self, job: MapJob, items: list[Any], *, is_closed: bool) -> None:
         """More items of a map that was opened before all were read.
@@ -236,7 +308,9 @@ class Maps:
         if job.n_workers is not None:
             predicted_s = dict(plan.considered).get(job.n_workers, plan.predicted_s)
             plan = plan._replace(n_workers=job.n_workers, predicted_s=predicted_s)
-        job.plan = self.last_plan = plan
+        if job.plan is None or self._last is job.plan:  # else a later map has come
+            self._last = plan
+        job.plan = plan
         return plan
 
     def release(self, job: MapJob, n_workers: int) -> None:
@@ -513,8 +587,8 @@ class Maps:
                 job.plan = job.plan._replace(
                     item_s=cost.mean_s, item_std_s=cost.std_s, serial_s=job.n_items * cost.mean_s
                 )
-            if self.last_plan is plan:
-                self.last_plan = job.plan
+            if self._last is plan:
+                self._last = job.plan
 
     def replace_caller(self, job: MapJob, now: float) -> None:
         """Have a worker more for a map whose caller was to help, and does not."""
@@ -529,8 +603,8 @@ class Maps:
             n_workers = min(plan.n_workers + 1, pool.max_workers)
             why = f"the caller did not help for {format_time(now - job.visited_at)}"
             job.plan = plan._replace(n_workers=n_workers, is_helped=False, constraint=why)
-            if self.last_plan is plan:
-                self.last_plan = job.plan
+            if self._last is plan:
+                self._last = job.plan
         self.release(job, n_workers)
 
     def look_after(self, job: MapJob, pool_state: PoolState, now: float) -> None:
@@ -563,6 +637,6 @@ class Maps:
                 why = "the caller was busy with an item" if batch is not None else "the caller did other work"
                 why = f"{why} for {format_time(item_s)}"
                 job.plan = plan._replace(n_workers=n_workers, constraint=why, is_helped=is_cold)
-                if self.last_plan is plan:
-                    self.last_plan = job.plan
+                if self._last is plan:
+                    self._last = job.plan
         self.release(job, n_workers)

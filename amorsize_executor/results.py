@@ -58,11 +58,11 @@ class MapJob:
         items: list[Any],
         *,
         is_star: bool,
-        source: Iterator[Any] | None,
-        chunksize: int | None,
-        is_ordered: bool,
-        may_inline: bool,
-        constraint: str,
+        source: Iterator[Any] | None = None,
+        chunksize: int | None = None,
+        is_ordered: bool = True,
+        may_inline: bool = True,
+        constraint: str = "",
     ) -> None:
         self.job_id = job_id
         self.function = function

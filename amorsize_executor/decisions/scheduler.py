@@ -593,8 +593,8 @@ class Scheduler:
             if chunk is None:
                 return
             chunk.given_at = chunk.progress_at = now
-            is_fixed = source is not None and self._jobs[source].chunksize is not None
-            if (len(chunk.items) > 1 or not is_calm) and not is_fixed:
+            chunk.is_whole = source is not None and self._jobs[source].chunksize is not None
+            if not is_calm or (len(chunk.items) > 1 and not chunk.is_whole):
                 used = {other.slot for other in worker.chunks.values()}
                 chunk.slot = next(slot for slot in range(_DEPTH) if slot not in used)
             worker.chunks[chunk.chunk_id] = chunk
@@ -776,7 +776,7 @@ def _rest(worker: _Worker) -> list[tuple[Chunk, int]]:
     found = []
     running = 1  # the item that the first chunk is at
     for chunk in worker.chunks.values():
-        n_items = chunk.n_left - running
+        n_items = chunk.n_left - (chunk.n_left if chunk.is_whole and running else running)
         running = 0
         if n_items > 0 and chunk.slot is not None and not chunk.is_exhausted:
             found.append((chunk, n_items))

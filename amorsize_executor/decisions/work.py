@@ -37,8 +37,10 @@ class Chunk:
     expected_s
         What the items are expected to take in all, in seconds; None when that is unknown.
     slot
-        Which of the worker's claims is for this chunk; None if nothing of it can be taken back: a single item for a
-        worker that has nothing else, or a chunk whose size the caller fixed.
+        Which of the worker's claims is for this chunk; None if nothing of it can be taken back: for a worker that has
+        nothing else, a single item, or a chunk whose size the caller fixed.
+    is_whole
+        The caller fixed its size: it is taken back whole, before its worker has begun, or not at all.
     n_done
         How many of the items, from the first, have been settled.
     given_at, progress_at
@@ -50,7 +52,7 @@ class Chunk:
     """
 
     __slots__ = (
-        "awaits_cut", "chunk_id", "expected_s", "given_at", "is_exhausted", "items", "job_id", "n_done",
+        "awaits_cut", "chunk_id", "expected_s", "given_at", "is_exhausted", "is_whole", "items", "job_id", "n_done",
         "progress_at", "slot", "worker_id",
     )  # fmt: skip
 
@@ -63,6 +65,7 @@ class Chunk:
         self.worker_id = worker_id
         self.expected_s = expected_s
         self.slot: int | None = None
+        self.is_whole = False
         self.given_at = self.progress_at = 0.0
         self.n_done = 0
         self.is_exhausted = False
@@ -72,11 +75,6 @@ class Chunk:
     def n_left(self) -> int:
         """Items that are not settled."""
         return len(self.items) - self.n_done
-
-    @property
-    def claims(self) -> tuple[int, bool] | None:
-        """Its slot, and whether items may be claimed in small groups: not submitted tasks, of which each may block."""
-        return None if self.slot is None else (self.slot, self.job_id is not None)
 
     @property
     def is_over(self) -> bool:

@@ -38,6 +38,7 @@ from .protocol import (
     ENTRIES,
     ERROR,
     FLOATS,
+    IN_GROUPS,
     INTEGERS,
     MARSHALLED,
     MARSHALLED_OUTCOMES,
@@ -45,6 +46,7 @@ from .protocol import (
     SCALAR_TUPLES,
     SKIPPED,
     VALUE,
+    WHOLE,
     StatusBlock,
 )
 
@@ -205,7 +207,7 @@ class _Worker:
         self._functions: OrderedDict[int, _Function] = OrderedDict()
         self._status: StatusBlock | None = None
         self._claims: list[ClaimFile] = []  # by slot
-        self._slot: tuple[int, bool] | None = None  # of the chunk that runs, and whether it is of a map
+        self._slot: tuple[int, int] | None = None  # of the chunk that runs, and how it is claimed
         self._n_claimed = 0  # items of the chunk that runs here: it will run them
         self._used = 0  # bytes of records in the status block
         self._flushed_ns = 0
@@ -329,6 +331,8 @@ class _Worker:
         self._cpu_ns = -1
         offset, n = 0, len(items)
         self._n_claimed = n if self._slot is None else 0
+        if self._slot is not None and self._slot[1] == WHOLE:
+            self._n_claimed = self._claims[self._slot[0]].take(n)
         while offset < n:
             if isinstance(fn_ids, int):
                 function = known[fn_ids]
@@ -363,8 +367,8 @@ class _Worker:
     def _claim(self, most: int, function: _Function) -> int:
         """Claim the next items of the chunk; returns how many."""
         assert self._slot is not None
-        slot, is_map = self._slot
-        n = self._claims[slot].take(min(most, function.claim_size()) if is_map else 1)
+        slot, how = self._slot
+        n = self._claims[slot].take(min(most, function.claim_size()) if how == IN_GROUPS else 1)
         self._n_claimed += n
         return n
 

@@ -10,8 +10,8 @@ Parent to worker::
     (ATTACH, what)                               what: "status", "claims" (once for each slot), "faults" or "life"; the
                                                  frame's block is it
     (RUN, chunk_id, slot, functions, fn_ids, kind, items, block_ids)
-                                                 slot: (whose claims are for this chunk, whether it is of a map and
-                                                 claimed in small groups), or None if it needs none;
+                                                 slot: (whose claims are for this chunk, how it is claimed: see
+                                                 SINGLY), or None if it needs none;
                                                  functions: ((fn_id, entry), ...) that the worker may not have;
                                                  fn_ids: one id for all items, or a list; a function with a negative
                                                  id has state: it is unpickled anew for the chunk, and if the ids are
@@ -51,6 +51,9 @@ READY, INIT_FAILED, RESULTS, OUTCOMES, NEED_FUNCTIONS, MEMORY, CUT, BLOCKS_DONE 
 
 #: Kinds of outcome of one item.
 VALUE, ERROR, SKIPPED = 0, 1, 2
+
+#: How items are claimed: one by one (submitted tasks, of which each may block), in groups of a short time, or all.
+SINGLY, IN_GROUPS, WHOLE = 0, 1, 2
 
 #: How the items of a chunk travel: plain values in the message (one argument each, or a tuple of arguments each), or
 #: entries. An entry is None (skip this item), a 1-tuple of a tuple of scalar arguments, or what `serialize.encode`

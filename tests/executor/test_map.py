@@ -540,6 +540,18 @@ def test_a_chunk_of_a_fixed_size_stays_together_behind_a_blocked_item(make_signa
         assert sorted(results) == list(range(50))
 
 
+def test_a_chunk_of_a_fixed_size_does_not_wait_behind_a_blocked_one(make_signal: Callable[[], Signal]) -> None:
+    go = make_signal()
+    with AmorsizeExecutor(max_workers=2, inline="never", cost_model=CostModel()) as executor:
+        for _ in range(3):  # known to be short, so each worker gets two chunks
+            executor.submit(tasks.take_at_zero, go, 1).result(LIMIT_S)
+        for _ in range(3):
+            results = executor.map(tasks.take_at_zero, [go] * 200, range(200), ordered=False, chunksize=50)
+            assert sorted(itertools.islice(results, 150)) == list(range(50, 200))
+            go.give()
+            assert sorted(results) == list(range(50))
+
+
 def test_tasks_in_a_group_behind_a_blocked_one_get_a_worker(make_signal: Callable[[], Signal]) -> None:
     go = make_signal()
     with AmorsizeExecutor(max_workers=2, cost_model=CostModel()) as executor:
