@@ -646,10 +646,12 @@ class Scheduler:
         """Take work back from those that have the most, at most so many chunks, of one map if it is given."""
         found = []
         for worker_id in self._loaded:
-            for chunk, n_items in _rest(self._workers[worker_id]):
+            worker = self._workers[worker_id]
+            is_stuck = next(iter(worker.chunks.values())).is_overdue(now)
+            for chunk, n_items in _rest(worker):
                 if job_id is not None and chunk.job_id != job_id:
                     continue
-                if chunk.expected_s is None or chunk.is_overdue(now):
+                if is_stuck or chunk.expected_s is None:
                     found.append((float("inf"), chunk))
                 else:
                     rest_s = chunk.expected_s * n_items / len(chunk.items)

@@ -603,6 +603,25 @@ def test_little_work_is_not_worth_taking_back_until_it_is_overdue() -> None:
     assert sum(map(len, pool.items(idle))) + sum(map(len, pool.items(busy))) + pool.scheduler.n_waiting(1) == n_items
 
 
+def test_what_waits_behind_a_stuck_task_is_taken_back_however_little_it_is() -> None:
+    model = known(1e-6)
+    model.observe("g", 100, 100 * 0.2e-3)
+    pool = FakePool(2, cost_model=model)
+    pool.start(2)
+    pool.submit(1)
+    (stuck,) = pool.busy()
+    pool.submit(2, key="g")  # the other worker's
+    (other,) = set(pool.busy()) - {stuck}
+    pool.submit(3, key="g")
+    assert pool.items(stuck) == [[1], [3]]
+    pool.finish(other)
+    in_s = pool.scheduler.next_tick(pool.now)
+    assert in_s is not None
+    pool.wait(in_s)
+    assert pool.items(stuck) == [[1], []]
+    assert pool.items(other) == [[3]]
+
+
 def test_a_chunk_whose_rest_was_taken_ends_when_its_worker_comes_to_that_point() -> None:
     pool = FakePool(2, cost_model=known(1e-3))
     pool.start(1)
