@@ -27,6 +27,7 @@ FLOORS = (
     {"inline", "failures"},
     {"results"},
     {"encoding"},
+    {"tiny"},
     {"maps"},
     {"dispatcher"},
     {"executor"},
