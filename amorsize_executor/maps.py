@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from .decisions import planner, sizes
 from .decisions.plan import format_time
+from .decisions.terms import Terms
 from .encoding import own_nbytes
 from .inline import InlineBatch, copy_items, copy_values
 from .results import Failed, MapJob
@@ -115,6 +116,7 @@ class Maps:
         is_closed: bool = True,
         n_workers: int | None = None,
         sample_size: int | None = None,
+        terms: Terms | None = None,
     ) -> MapJob:
         """Take in a map; `next_results` gives what comes out.
 
@@ -138,6 +140,8 @@ class Maps:
             Fixed by the caller, or None.
         sample_size
             Items of an unknown function that the caller runs at most before it is decided; None: no bound but time.
+        terms
+            Priority, retries and time limit of its items; None: as the pool has them.
         """
         self._engine.check_open()
         function = self._engine.register(fn)
@@ -158,9 +162,15 @@ class Maps:
                 constraint=constraint,
             )
             job.n_workers, job.sample_size = n_workers, sample_size
+            job.timeout_s = None if terms is None else terms.timeout_s
             self.jobs[job.job_id] = job
             self._engine.scheduler.add_map(
-                job.job_id, function.key, len(items), chunksize=chunksize, closed=source is None and is_closed
+                job.job_id,
+                function.key,
+                len(items),
+                chunksize=chunksize,
+                closed=source is None and is_closed,
+                terms=terms or Terms(),
             )
             nbytes = own_nbytes(items, is_star)
             if nbytes:
