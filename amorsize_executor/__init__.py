@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .decisions.cost_model import CostModel
     from .decisions.plan import Plan
-    from .errors import AmorsizeError, RemoteTraceback, SerializationError, WorkerDied
+    from .errors import AmorsizeError, QueueFull, RemoteTraceback, SerializationError, TaskTimeout, WorkerDied
     from .executor import AmorsizeExecutor
     from .optimizer import (
         OptimizationResult,
@@ -31,10 +31,12 @@ __all__ = [
     "OptimizationResult",
     "Plan",
     "Profile",
+    "QueueFull",
     "RemoteTraceback",
     "SerializationError",
     "Shared",
     "StreamingOptimizationResult",
+    "TaskTimeout",
     "WorkerDied",
     "default_executor",
     "execute",
@@ -51,7 +53,9 @@ _LAZY = {
     "AmorsizeExecutor": "executor",
     "CostModel": "decisions.cost_model",
     "Plan": "decisions.plan",
-    **dict.fromkeys(("AmorsizeError", "RemoteTraceback", "SerializationError", "WorkerDied"), "errors"),
+    **dict.fromkeys(
+        ("AmorsizeError", "QueueFull", "RemoteTraceback", "SerializationError", "TaskTimeout", "WorkerDied"), "errors"
+    ),
     **dict.fromkeys(
         (
             "OptimizationResult",

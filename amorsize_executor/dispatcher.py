@@ -32,7 +32,9 @@ from . import lifecycle, machine
 from .decisions.actions import (
     Action,
     BreakPool,
+    ExpireTask,
     FailItems,
+    KillRunning,
     KillWorker,
     RetireWorker,
     SendChunk,
@@ -44,8 +46,20 @@ from .decisions.planner import PoolState
 from .decisions.scheduler import Scheduler
 from .decisions.work import Chunk
 from .encoding import Parcel, Task, decode_outcomes, encode_items, encode_one, encode_tasks
-from .failures import broken_pool, chained, init_error, no_descriptors, no_lease, start_failure, worker_died
+from .failures import (
+    broken_pool,
+    chained,
+    init_error,
+    no_descriptors,
+    no_lease,
+    queue_full,
+    start_failure,
+    task_timeout,
+    worker_died,
+)
 from .maps import Maps
+from .options import Gate, TaskOptions
+from .overtime import Overtime
 from .results import Failed
 from .tiny import PATIENCE_S
 from .workers import protocol, serialize
@@ -69,6 +83,8 @@ _WATCH_IDLE_LOOKS = 10
 _RETIRE_GRACE_S = 30.0
 #: A caller waits for the start of processes at most this long, in seconds, before it computes beside them.
 _STARTS_S = 0.2
+#: A worker that was told to stop is looked at this often, in seconds: that may take a moment where CPUs are short.
+_STOP_S = 1e-3
 #: Memory in use is looked up at most this often, in seconds.
 _MEMORY_PERIOD_S = 0.25
 #: What was learned is written at most this often while nothing runs, in seconds, and at the end.
@@ -119,12 +135,13 @@ class Dispatcher:
             max_tasks_per_child=settings.max_tasks_per_child,
             retries=settings.retries,
         )
+        self._gate = Gate(self.lock, lambda: self.scheduler.n_queued, lambda: self.is_shut_down)
         self._tasks: dict[int, Task] = {}
         self._loaded: set[Hashable] = set()  # keys of functions of which workers have given results
         self.maps = Maps(self)
         self._last_id = 0
         self._broken: BaseException | None = None
-        self.is_shut_down = False
+        self.is_shut_down: bool = False
         self._thread: threading.Thread | None = None
         self.pool: WorkerPool | None = None
         self._to_do: deque[Action] = deque()  # for the I/O thread
@@ -135,6 +152,8 @@ class Dispatcher:
         # Owned by the I/O thread.
         self._idle_looks = 0
         self._kept_at = 0.0  # when what was learned was last written
+        self._overtime = Overtime()
+        self._limit_at: float | None = None  # when the time of some task or item may be over
         self._retiring: dict[int, float] = {}  # when a worker that was told to end is killed
         self._peak_nbytes: dict[int, int] = {}
         self._init_fd: int | None = None  # block of the initializer's arguments
@@ -166,10 +185,28 @@ class Dispatcher:
         """Whether `check_open` has nothing to raise."""
         return self._broken is None and not self.is_shut_down and not lifecycle.is_interpreter_ending()
 
-    def submit(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Future[Any]:
-        """Run a call in a worker."""
+    def submit(
+        self,
+        fn: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        options: TaskOptions | None = None,
+    ) -> Future[Any]:
+        """Run a call in a worker.
+
+        Raises
+        ------
+        QueueFull
+            If the options say so, and it is.
+        """
         self.check_open()
+        now = time.perf_counter() if options is not None else 0.0
         future: Future[Any] = Future()
+        if options is not None and not options.blocks:
+            with self.lock:
+                is_full = self._gate.is_full(options)
+            if is_full:
+                raise queue_full(options.max_pending)  # before anything is pickled
         try:
             function = self.register(fn)
             _ = function.fn_id  # pickles a new function now, so that an error is this future's
@@ -178,30 +215,71 @@ class Dispatcher:
             future.set_running_or_notify_cancel()
             future.set_exception(error)
             return future
+        terms = until = None
+        if options is not None:
+            terms = options.terms
+            if terms.timeout_s is not None:
+                task.timeout_s, until = terms.timeout_s, now + terms.timeout_s
+        actions: list[Action] | None = None
+        asks_clock = is_late = False
         try:
             if self._thread is None:
                 self.ensure_thread()
             if self.pool is not None and self.pool.context is None:
                 self.pool.prepare()  # here and not in the I/O thread: the interpreter may end before that is done
+            with self.lock:
+                is_late = options is not None and not self._enter(options, until)
+                if not is_late and not self.is_shut_down and self._broken is None:
+                    task_id = self.new_id()
+                    self._tasks[task_id] = task
+                    actions = self.scheduler.submit(
+                        task_id,
+                        task.function.key,
+                        time.perf_counter(),
+                        is_alone=task.is_large,
+                        terms=terms,
+                        until=until,
+                    )
+                    asks_clock = self.scheduler.asks_clock
         except BaseException:
             task.close()
             raise
-        with self.lock:
-            if self.is_shut_down or self._broken is not None:
-                task.close()
-                actions = None
-            else:
-                task_id = self.new_id()
-                self._tasks[task_id] = task
-                actions = self.scheduler.submit(task_id, task.function.key, time.perf_counter(), is_alone=task.is_large)
-                is_new_wait = self.scheduler.has_new_wait
         if actions is None:
+            task.close()
+            if is_late:
+                self._fail_late(task, None)
+                return future
             self.check_open()
         elif actions:
             self.execute(actions)
-        elif is_new_wait:
+        if asks_clock:
             self.wake()
         return future
+
+    def _enter(self, options: TaskOptions, until: float | None) -> bool:
+        """Wait for room in the queue; False if the task's time is over before; under the lock.
+
+        Raises
+        ------
+        QueueFull
+            If there is none, and the options say so.
+        """
+        if not self._gate.is_full(options):
+            return True
+        if not options.blocks:
+            raise queue_full(options.max_pending)
+        if threading.current_thread() is self._thread:  # in a callback: it is this thread that makes room
+            return True
+        return self._gate.wait(options, until)
+
+    def _fail_late(self, task: Task, worker_id: int | None) -> None:
+        """Fail a task whose time is over; `worker_id`: who has it."""
+        pid = None if worker_id is None or self.pool is None else self.pool.pid(worker_id)
+        assert task.timeout_s is not None
+        if task.has_begun or task.future.set_running_or_notify_cancel():
+            task.future.set_exception(
+                task_timeout(task.function.name, task.timeout_s, pid=pid, was_waiting=worker_id is None)
+            )
 
     def register(self, fn: Callable[..., Any]) -> Function:
         """A function's entry, with what is known about it recalled."""
@@ -237,6 +315,9 @@ class Dispatcher:
                     more += self._send(action.worker_id, action.chunk)
                     # Should its first task block, it is time for another worker: time is the I/O thread's.
                     wake = wake or (action.chunk.slot is not None and self.scheduler.may_start)
+                    wake = wake or self.scheduler.has_timed_maps  # it is to be looked at what it runs
+                    if self._gate.n_blocked and action.chunk.job_id is None:
+                        self._open_gate()
                 elif type(action) is TakeBack:
                     more += self._take_back(action.worker_id, action.chunk)
                 else:
@@ -247,6 +328,10 @@ class Dispatcher:
             actions = more
         if wake:
             self.wake()
+
+    def _open_gate(self) -> None:
+        with self.lock:
+            self._gate.open()
 
     def has_loaded(self, function: Function) -> bool:
         """Whether some worker has given a result of a function."""
@@ -427,8 +512,10 @@ class Dispatcher:
                         return
                     timeout = self._timeout()
                 is_quiet = not pool.wait(timeout, self._handle, self._ended)
-                if is_quiet or self.is_watching or self._is_trim_due():
+                if is_quiet or self.is_watching or self._is_time_up():
                     self._look_around()
+                if self._overtime.is_busy:
+                    self._overtime.go_on(pool)
         except BaseException as error:  # a bug here must not leave callers waiting for ever
             self._break(error)
             raise
@@ -461,8 +548,17 @@ class Dispatcher:
                 if self._end_signal != signal.SIGKILL:  # a task may have survived it
                     pool.post(action.worker_id, make_frame((protocol.EXIT,)))
                 self._retiring[action.worker_id] = time.perf_counter() + _RETIRE_GRACE_S
+            elif type(action) is KillRunning:
+                self._overtime.end(pool, action.worker_id, action.chunk_id, action.offset)
+            elif type(action) is ExpireTask:
+                task = self._tasks.pop(action.task_id, None)
+                if task is not None:
+                    task.close()
+                    self._fail_late(task, action.worker_id)
+                if self._gate.n_blocked:
+                    self._open_gate()
             elif type(action) is FailItems:
-                self._fail_items(action.job_id, action.items, worker_died(self._last_end))
+                self._fail_items(action.job_id, action.items, self._death_error(action, self._last_end))
             elif type(action) is BreakPool:
                 self._break(start_failure(self._last_end))
         self._no_starts.set()
@@ -470,8 +566,11 @@ class Dispatcher:
     def _timeout(self) -> float | None:
         """Seconds until time matters; None when it does not. Under the lock."""
         times = [self.scheduler.next_tick(time.perf_counter())]
+        self._limit_at = self.scheduler.next_limit()
         if self.is_watching:
             times.append(_WATCH_S)
+        if self._overtime.is_busy:
+            times.append(_STOP_S)
         if self._retiring:
             times.append(1.0)
         if self._trim_at is not None:
@@ -487,8 +586,12 @@ class Dispatcher:
         if self.settings.learned is not None and now - self._kept_at > _KEEP_S and not self.scheduler.n_busy:
             self._kept_at = now
             self.settings.learned.keep()
+        pool = self.pool
         with self.lock:
             actions = self.scheduler.tick(now)
+            timed = self.scheduler.timed_workers()
+            if timed and pool is not None:
+                actions += self.scheduler.look({worker_id: pool.running(worker_id) for worker_id in timed}, now)
             held = [self.maps.jobs[i] for i in self.scheduler.held_jobs() if i in self.maps.jobs]
             tiny = list(self.maps.tiny)
             pool_state = self.pool_state()
@@ -507,8 +610,12 @@ class Dispatcher:
         for job in held:
             self.maps.look_after(job, pool_state, now)
 
-    def _is_trim_due(self) -> bool:
-        return self._trim_at is not None and time.perf_counter() >= self._trim_at
+    def _is_time_up(self) -> bool:
+        """Whether it must be looked around, however much there is to do."""
+        if self._trim_at is None and self._limit_at is None:
+            return False
+        now = time.perf_counter()
+        return any(at is not None and now >= at for at in (self._trim_at, self._limit_at))
 
     def _trim_blocks(self, now: float) -> None:
         """Give up blocks that were not used for long."""
@@ -639,12 +746,20 @@ class Dispatcher:
         while self._to_do:
             action = self._to_do.popleft()
             if type(action) is FailItems and action.worker_id == event.worker_id:
-                self._fail_items(action.job_id, action.items, worker_died(event))
+                self._fail_items(action.job_id, action.items, self._death_error(action, event))
             elif type(action) is BreakPool:
                 self._break(start_failure(self._last_end))
             else:
                 kept.append(action)
         self._to_do.extendleft(reversed(kept))
+
+    def _death_error(self, action: FailItems, event: Ended) -> BaseException:
+        """What items get whose worker has ended."""
+        job = self.maps.jobs.get(action.job_id) if action.job_id is not None else None
+        if action.is_late and job is not None and job.timeout_s is not None:
+            what = f"item {', '.join(map(str, action.items))} of map({job.function.name})"
+            return task_timeout(what, job.timeout_s, pid=event.pid, was_waiting=False)
+        return worker_died(event)
 
     def _break(self, cause: BaseException, what: str = "workers cannot be started") -> None:
         """Fail everything that waits or runs; the executor is of no more use."""
@@ -660,6 +775,7 @@ class Dispatcher:
             jobs, self.maps.jobs = self.maps.jobs, {}
             tiny = list(self.maps.tiny)
             actions = self.scheduler.give_up()
+            self._gate.open()
         for task in tasks.values():
             task.close()
             if task.future.running() or task.future.set_running_or_notify_cancel():
@@ -682,6 +798,7 @@ class Dispatcher:
         """No more work; the I/O thread ends when what came is done."""
         with self.lock:
             self.is_shut_down = True
+            self._gate.open()
             tiny = list(self.maps.tiny)
         for found in tiny:
             self.maps.convert(found)

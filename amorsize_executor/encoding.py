@@ -38,7 +38,7 @@ class Task:
         From the constructor, if an argument cannot be pickled.
     """
 
-    __slots__ = ("args", "blocks", "entry", "error", "function", "future", "has_begun", "unstored")
+    __slots__ = ("args", "blocks", "entry", "error", "function", "future", "has_begun", "timeout_s", "unstored")
 
     def __init__(
         self,
@@ -56,6 +56,7 @@ class Task:
         self.unstored: tuple[tuple[Any, ...], dict[str, Any]] | None = None  # else: for later
         self.error: Exception | None = None  # why they could not be stored later
         self.has_begun = False  # the future is running
+        self.timeout_s: float | None = None  # what it may take from its submission on
         if not kwargs and serialize.is_scalar(args):
             self.args = args
         else:

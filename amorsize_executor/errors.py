@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import pickle
+import queue
+import sys
+from concurrent.futures import TimeoutError as FuturesTimeoutError
 from concurrent.futures.process import BrokenProcessPool
 
 
@@ -30,6 +33,25 @@ class WorkerDied(AmorsizeError, BrokenProcessPool):
 
     def __reduce__(self) -> tuple[type[WorkerDied], tuple[str, int | None, int | None]]:
         return type(self), (str(self), self.pid, self.exitcode)
+
+
+if sys.version_info >= (3, 11):
+    _TimeoutErrors = TimeoutError
+else:
+
+    class _TimeoutErrors(FuturesTimeoutError, TimeoutError):
+        """Before Python 3.11, futures had a `TimeoutError` of their own."""
+
+
+class TaskTimeout(AmorsizeError, _TimeoutErrors):
+    """A task was not done within its ``timeout``, and was given up.
+
+    If it was running, its worker was ended, and with it the processes that it had started.
+    """
+
+
+class QueueFull(AmorsizeError, queue.Full):
+    """As many tasks as ``max_pending`` allows are waiting for a worker; this one was not accepted."""
 
 
 class SerializationError(AmorsizeError, pickle.PicklingError, TypeError):

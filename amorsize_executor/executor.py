@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from . import machine
 from .decisions.cost_model import CostModel
+from .decisions.terms import Terms
 from .dispatcher import Dispatcher, Settings
 from .results import Failed, MapJob
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from .decisions.planner import PoolState
     from .integrations.progress import Progress
     from .learned import LearnedCosts
+    from .options import TaskOptions
     from .tiny import TinyMap
     from .workers.sharing import Shared
 
@@ -125,6 +127,9 @@ class AmorsizeExecutor(Executor):
     ...     list(executor.map(pow, [2, 3], [10, 4]))
     [1024, 81]
     """
+
+    #: Of a view.
+    _options: TaskOptions | None = None
 
     def __init__(
         self,
@@ -230,7 +235,7 @@ class AmorsizeExecutor(Executor):
             After `shutdown`.
         """
         _check_callable(fn)
-        return self._own().submit(fn, args, kwargs)
+        return self._own().submit(fn, args, kwargs, self._options)
 
     def map(
         self,
@@ -282,6 +287,7 @@ class AmorsizeExecutor(Executor):
             and ordered
             and not (self._progress if progress is None else progress)
             and not self._constraint
+            and self._options is None
             and callable(fn)
         ):
             dispatcher = self._own()
@@ -339,6 +345,7 @@ class AmorsizeExecutor(Executor):
             _check_int("sample_size", sample_size, 1)
         dispatcher = self._own()
         dispatcher.check_open()
+        options = self._options
         is_star = len(iterables) > 1
         source: Iterator[Any] | None = None
         rest: Iterator[Any] | None = None
@@ -370,6 +377,7 @@ class AmorsizeExecutor(Executor):
             is_closed=rest is None,
             n_workers=n_workers,
             sample_size=sample_size,
+            terms=None if options is None else options.terms,
         )
         if rest is not None:
             try:
@@ -390,6 +398,8 @@ class AmorsizeExecutor(Executor):
     @property
     def _constraint(self) -> str:
         """Why items may not run in the caller; empty if they may."""
+        if self._options is not None and self._options.terms.timeout_s is not None:
+            return "a timeout is set"
         if self._settings.inline == "never":
             return "inline='never'"
         return "an initializer is set" if self._settings.initializer is not None else ""
@@ -474,6 +484,70 @@ class AmorsizeExecutor(Executor):
         """
         _check_int("max_workers", max_workers, 1)
         self._own().resize(max_workers)
+
+    def options(
+        self,
+        *,
+        timeout: float | None = None,
+        retries: int | None = None,
+        priority: int = 0,
+        max_pending: int | None = None,
+        when_full: Literal["block", "raise"] = "block",
+    ) -> AmorsizeExecutor:
+        """A view on this executor: the same workers, other conditions for what is submitted through it.
+
+        Parameters
+        ----------
+        timeout
+            Seconds. A task of `submit` must be done so long after the call, the wait for a worker included: after that
+            it leaves the queue or, if it runs, its worker is killed with the processes that it has started, and
+            replaced. The other tasks of that worker go to others. Its future gets `TaskTimeout`. An item of `map` may
+            run so long from its beginning; it is looked at ten times within, so it may be a tenth more. None: for ever.
+        retries
+            Times that a task runs again after its worker died while running it. None: as the executor was told. A task
+            whose time is over does not run again.
+        priority
+            What has a higher one goes to workers first, and as long as it waits nothing lower does; first in, first out
+            among equals, and maps take turns with them. A task that has begun is never interrupted for another.
+        max_pending
+            A `submit` is accepted only while fewer tasks than this, of all views together, wait for a worker. None:
+            always. For `map` there is `buffersize`.
+        when_full
+            What `submit` does then: "block" waits for room (within `timeout`; not in a callback of a future, which
+            would hold up those that make room), "raise" raises `QueueFull` at once.
+
+        Returns
+        -------
+        AmorsizeExecutor
+            The view. Its `shutdown`, and leaving a ``with`` block over it, waits for what was submitted through it and
+            closes the view only; whatever else is called on it is done by this executor. The options of a view on a
+            view are those of the latest call alone.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For a parameter of the wrong type or out of range.
+
+        Examples
+        --------
+        >>> with AmorsizeExecutor(2) as executor:
+        ...     quick = executor.options(timeout=30, priority=1)
+        ...     quick.submit(pow, 2, 10).result()
+        1024
+        """
+        from .options import TaskOptions
+        from .views import ExecutorView
+
+        _check_number("timeout", timeout, 0)
+        if retries is not None:
+            _check_int("retries", retries, 0)
+        _check_int("priority", priority)
+        if max_pending is not None:
+            _check_int("max_pending", max_pending, 1)
+        if when_full not in ("block", "raise"):
+            raise ValueError(f"when_full must be 'block' or 'raise', got {when_full!r}")
+        terms = Terms(priority, retries, None if timeout is None or timeout == math.inf else timeout)
+        return ExecutorView(self, TaskOptions(terms, max_pending, when_full == "block"))
 
     def share(self, obj: T) -> Shared[T]:
         """Store an object once, for all tasks that need it, until it is closed.
@@ -663,10 +737,10 @@ def _thread_limits(threads_per_worker: int | None, n_cpus: int, max_workers: int
     return {name: str(threads) for name in _THREAD_VARIABLES if name not in os.environ}
 
 
-def _check_int(name: str, value: object, least: int) -> None:
+def _check_int(name: str, value: object, least: int | None = None) -> None:
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise TypeError(f"{name} must be an integer, got {value!r}")
-    if value.__index__() < least:
+    if least is not None and value.__index__() < least:
         bound = "greater than 0" if least == 1 else f"at least {least}"
         raise ValueError(f"{name} must be {bound}, got {value!r}")
 

@@ -31,6 +31,27 @@ def worker_died(event: Ended) -> BaseException:
     return error
 
 
+def task_timeout(name: str, timeout_s: float, *, pid: int | None, was_waiting: bool) -> BaseException:
+    """What a task gets that was not done in time; `pid`: of the worker that had it."""
+    from .errors import TaskTimeout
+
+    if was_waiting:
+        what = "it was still waiting for a worker; more workers, or fewer tasks at a time (max_pending), would help"
+    else:
+        what = f"worker process {pid} is ended if it runs it, with the processes that it has started, and replaced"
+    return TaskTimeout(f"{name} was not done within its timeout of {timeout_s:g} s: {what}")
+
+
+def queue_full(max_pending: int | None) -> BaseException:
+    """What a submit raises that is one too many."""
+    from .errors import QueueFull
+
+    return QueueFull(
+        f"{max_pending} or more tasks are waiting for a worker (max_pending={max_pending}): submit later, or with "
+        'when_full="block"'
+    )
+
+
 def start_failure(event: Ended) -> BaseException:
     """Why workers cannot be started, told by the last one that could not."""
     if event.error is not None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from . import tiny
 from .decisions import planner, sizes
 from .decisions.plan import format_time
+from .decisions.terms import Terms
 from .encoding import own_nbytes
 from .inline import InlineBatch, copy_items, copy_values
 from .results import Failed, MapJob
@@ -164,7 +165,7 @@ class Maps:
             with self._engine.lock:
                 job = MapJob(self._engine.new_id(), found.function, items, is_star=found.is_star)
                 job.visited_at = busy_since
-                self._add(job, is_closed=True)
+                self._add(job, is_closed=True, terms=Terms())
                 last = self._last
                 self._plan(job)
                 self._last = last  # `found` tells of both, if it is the latest
@@ -183,6 +184,7 @@ class Maps:
         is_closed: bool = True,
         n_workers: int | None = None,
         sample_size: int | None = None,
+        terms: Terms | None = None,
     ) -> MapJob:
         """Take in a map; `next_results` gives what comes out.
 
@@ -206,6 +208,8 @@ class Maps:
             Fixed by the caller, or None.
         sample_size
             Items of an unknown function that the caller runs at most before it is decided; None: no bound but time.
+        terms
+            Priority, retries and time limit of its items; None: as the pool has them.
         """
         self._engine.check_open()
         function = self._engine.register(fn)
@@ -226,7 +230,8 @@ class Maps:
                 constraint=constraint,
             )
             job.n_workers, job.sample_size = n_workers, sample_size
-            self._add(job, is_closed=source is None and is_closed)
+            job.timeout_s = None if terms is None else terms.timeout_s
+            self._add(job, is_closed=source is None and is_closed, terms=terms or Terms())
             nbytes = own_nbytes(items, is_star)
             if nbytes:
                 job.item_nbytes = nbytes
@@ -246,11 +251,11 @@ class Maps:
             self._engine.wake()
         return job
 
-    def _add(self, job: MapJob, *, is_closed: bool) -> None:
+    def _add(self, job: MapJob, *, is_closed: bool, terms: Terms) -> None:
         """Put a map in the books, held; under the lock."""
         self.jobs[job.job_id] = job
         self._engine.scheduler.add_map(
-            job.job_id, job.function.key, job.n_items, chunksize=job.chunksize, closed=is_closed
+            job.job_id, job.function.key, job.n_items, chunksize=job.chunksize, closed=is_closed, terms=terms
         )
 
     def feed(self, job: MapJob, items: list[Any], *, is_closed: bool) -> None:

@@ -76,6 +76,7 @@ class MapJob:
         self.constraint = constraint
         self.n_workers: int | None = None  # fixed by the caller
         self.sample_size: int | None = None  # items of an unknown function that its caller runs at most, to begin with
+        self.timeout_s: float | None = None  # that an item may take
         self.n_items = len(items)
         self.buffersize = len(items)  # with `source`: items read ahead of results, at most
         self.started_at = time.perf_counter()

@@ -24,21 +24,22 @@ FLOORS = (
     {"workers", "identity"},
     {"store"},
     {"learned"},
-    {"inline", "failures"},
+    {"inline", "failures", "options", "overtime"},
     {"results"},
     {"encoding"},
     {"tiny"},
     {"maps"},
     {"dispatcher"},
     {"executor"},
+    {"views"},
     {"integrations"},
     {"optimizer"},
     {""},  # the package's own __init__: names of all that people import
     {"cli"},
     {"__main__"},
 )
-#: Looked up when a progress bar is asked for, so that nobody else pays for it.
-LAZY_EXCEPTIONS = {("executor", "integrations")}
+#: Looked up when a progress bar, or a view, is asked for, so that nobody else pays for it.
+LAZY_EXCEPTIONS = {("executor", "integrations"), ("executor", "views")}
 #: What decisions may not touch: processes, clocks, files, the machine.
 IMPURE = {
     "asyncio", "concurrent", "ctypes", "datetime", "io", "mmap", "multiprocessing", "os", "pathlib", "queue", "random",

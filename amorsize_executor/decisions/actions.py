@@ -39,12 +39,31 @@ class KillWorker(NamedTuple):
     worker_id: int
 
 
+class KillRunning(NamedTuple):
+    """End a worker, and the processes that it has started, if it runs this item; `worker_died` follows.
+
+    If it runs another item, or none, nothing happens to it.
+    """
+
+    worker_id: int
+    chunk_id: int
+    offset: int
+
+
 class FailItems(NamedTuple):
-    """These items were running when their worker died, and may not run again."""
+    """These items were running when their worker died, and may not run again; `is_late`: it was ended for that."""
 
     job_id: int | None
     items: tuple[int, ...]
     worker_id: int
+    is_late: bool = False
+
+
+class ExpireTask(NamedTuple):
+    """The time of a submitted task is over: it waited, or a worker has it."""
+
+    task_id: int
+    worker_id: int | None
 
 
 class BreakPool(NamedTuple):
@@ -52,5 +71,5 @@ class BreakPool(NamedTuple):
 
 
 Action = Union[  # noqa: UP007  (3.10 at run time)
-    StartWorker, SendChunk, TakeBack, RetireWorker, KillWorker, FailItems, BreakPool
+    StartWorker, SendChunk, TakeBack, RetireWorker, KillWorker, KillRunning, FailItems, ExpireTask, BreakPool
 ]

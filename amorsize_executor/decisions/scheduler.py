@@ -19,9 +19,14 @@ A chunk's life::
                                                    |
                                                    +--> items_done ... and chunk_cut --> over
 
-Work comes from sources: one queue of submitted tasks, and one per map. Sources take turns, so a long map does not
-starve submits or a second map. Within a source the order is first in, first out, but for items known to be giants,
-which go first.
+Work comes from sources: one queue of submitted tasks, and one per map. Those of the highest priority are served; among
+equals sources take turns, so a long map does not starve submits or a second map. Within a source the order is first in,
+first out, but for items known to be giants, which go first.
+
+Time can be limited. A submitted task has a deadline: then it fails, wherever it is; if it runs, its worker is ended.
+An item of a map may run for so long: who carries out tells what workers run (`look`), and the worker of an item that is
+seen for too long is ended; the item fails with its worker. That a worker really runs what it is to be ended for is
+checked when that is done (`KillRunning`), so nothing else is hit.
 
 Invariants
 ----------
@@ -40,8 +45,20 @@ from collections import deque
 from collections.abc import Hashable, Iterator, Sequence
 from enum import Enum
 
-from .actions import Action, BreakPool, FailItems, KillWorker, RetireWorker, SendChunk, StartWorker, TakeBack
+from .actions import (
+    Action,
+    BreakPool,
+    ExpireTask,
+    FailItems,
+    KillRunning,
+    KillWorker,
+    RetireWorker,
+    SendChunk,
+    StartWorker,
+    TakeBack,
+)
 from .cost_model import CostModel
+from .terms import Deadlines, Terms
 from .work import OVERDUE_S, Chunk, MapWork, TaskQueue
 
 #: Chunks with a worker at most: one runs, one waits.
@@ -59,6 +76,12 @@ _FAILED_STARTS = 3
 #: If other workers run, it is not; then the next start is tried after this long, in seconds, doubled up to 64 s.
 _START_AGAIN_S = 1.0
 _START_AGAIN_DOUBLINGS = 6
+#: Whether a worker has come to a task whose time is over is looked at this often, in seconds.
+_LATE_LOOK_S = 0.02
+#: Items of a map with a time limit are looked at so many times within it, but not more often than this, in seconds.
+_LOOKS = 10
+_LEAST_LOOK_S = 5e-3
+_NO_TERMS = Terms()
 
 
 class _State(Enum):
@@ -123,6 +146,13 @@ class Scheduler:
         self._queue = TaskQueue()
         self._turn: deque[int | None] = deque([None])  # sources in turn; None is the queue of submits
         self._attempts: dict[tuple[int | None, int], int] = {}
+        self._deadlines = Deadlines()  # of submitted tasks that are not settled
+        self._late: dict[int, tuple[int, int, int]] = {}  # tasks in `_queue.late`: worker, chunk, offset
+        self._timed: dict[int, float] = {}  # maps whose items may not take for ever: how long, in seconds
+        self._seen: dict[int, tuple[int, int, float]] = {}  # workers of such maps: chunk, offset, since when
+        self._looked_at = 0.0  # when late tasks or such maps were last looked at
+        #: Whether the latest submit has brought `next_tick` nearer.
+        self.asks_clock = False
         self._ids = 0
         self._failed_starts = 0
         self._start_again_at = 0.0  # after starts that failed beside running workers: no other start before this
@@ -154,12 +184,12 @@ class Scheduler:
     @property
     def n_queued(self) -> int:
         """Submitted tasks that wait for a worker."""
-        return len(self._queue.waiting)
+        return len(self._queue)
 
     @property
-    def has_new_wait(self) -> bool:
-        """Whether a task has begun to wait that another worker could have: then `next_tick` is nearer than before."""
-        return len(self._queue.waiting) == 1 and self.may_start
+    def has_timed_maps(self) -> bool:
+        """Whether a map's items may not take for ever: then `next_tick` is nearer after each chunk."""
+        return bool(self._timed)
 
     @property
     def may_start(self) -> bool:
@@ -176,7 +206,7 @@ class Scheduler:
     @property
     def is_drained(self) -> bool:
         """Whether `shutdown` was called, no work is left and no worker exists."""
-        return self._stopping and not self._workers and not self._queue.waiting and not self._jobs
+        return self._stopping and not self._workers and not self._queue.levels and not self._jobs
 
     def n_waiting(self, job_id: int) -> int:
         """Items of a map that were not given out yet."""
@@ -204,12 +234,40 @@ class Scheduler:
 
     # ------------------------------------------------------------------ work arrives
 
-    def submit(self, task_id: int, key: Hashable, now: float, *, is_alone: bool = False) -> list[Action]:
-        """A task was submitted; `is_alone`: it is large and shares its chunk with no other."""
+    def submit(
+        self,
+        task_id: int,
+        key: Hashable,
+        now: float,
+        *,
+        is_alone: bool = False,
+        terms: Terms | None = None,
+        until: float | None = None,
+    ) -> list[Action]:
+        """A task was submitted.
+
+        Parameters
+        ----------
+        task_id, key
+            The task, unique, and its function.
+        now
+            Time in seconds.
+        is_alone
+            It is large and shares its chunk with no other.
+        terms
+            What it was submitted with; None: nothing.
+        until
+            When its time is over, in seconds; None: never.
+        """
         queue = self._queue
+        self.asks_clock = False
         if is_alone:
             queue.alone.add(task_id)
-        if self._idle and not queue.waiting:  # the common case in a calm: straight to an idle worker
+        if terms is not None:
+            queue.terms[task_id] = terms
+            if until is not None:
+                self.asks_clock = self._deadlines.add(task_id, until)
+        if self._idle and not queue.levels:  # the common case in a calm: straight to an idle worker
             worker_id, _ = self._idle.popitem()
             worker = self._workers[worker_id]
             self._ids += 1
@@ -221,12 +279,16 @@ class Scheduler:
             if _ends_soon(chunk) and not self._should_leave(worker):
                 self._partial[worker_id] = None
             return [SendChunk(worker_id, chunk)]
-        if not queue.waiting:
+        is_first = not queue.levels
+        if is_first:
             queue.since = now
-        queue.waiting.append((task_id, key))
+        queue.append(task_id, key, 0 if terms is None else terms.priority)
         if not self._idle and not self._partial and len(self._workers) - self._n_retiring >= self.worker_limit:
             return []  # every worker is full: the common case in a flood
-        return self._act(now)
+        actions = self._act(now)
+        if is_first and queue.levels and self.may_start:
+            self.asks_clock = True  # if it waits for long, it gets another worker
+        return actions
 
     def add_map(
         self,
@@ -236,9 +298,12 @@ class Scheduler:
         *,
         chunksize: int | None = None,
         closed: bool = True,
+        terms: Terms = _NO_TERMS,
     ) -> None:
         """A map has come. It is held (its items may only be taken by the caller) until `release_map`."""
-        job = self._jobs[job_id] = MapWork(job_id, key, n_items, chunksize, closed)
+        job = self._jobs[job_id] = MapWork(job_id, key, n_items, chunksize, closed, terms)
+        if terms.timeout_s is not None:
+            self._timed[job_id] = terms.timeout_s
         self._settle(job, 0)
 
     def release_map(self, job_id: int, n_workers: int, now: float) -> list[Action]:
@@ -311,6 +376,7 @@ class Scheduler:
         """Nobody wants more results of this map: items that wait are dropped, those with workers end unheard."""
         job = self._jobs.pop(job_id, None)
         if job is not None:
+            self._timed.pop(job_id, None)
             self._forget_attempts(job_id)
 
     # ------------------------------------------------------------------ workers answer
@@ -414,6 +480,7 @@ class Scheduler:
         self._idle.pop(worker_id, None)
         self._partial.pop(worker_id, None)
         self._loaded.pop(worker_id, None)
+        self._seen.pop(worker_id, None)
         actions: list[Action] = []
         if worker.state is _State.STARTING:
             self._n_starting -= 1
@@ -429,7 +496,11 @@ class Scheduler:
             self._n_retiring -= 1
         for chunk in reversed(worker.chunks.values()):
             actions.extend(self._recover(chunk, running, worker_id))
-        return actions + self._act(now)
+        n_before = self._n_starting
+        actions += self._act(now)
+        if worker.state is _State.READY and self._n_starting == n_before and not self._stopping:
+            actions += self._start(1, now)  # whoever comes next should not have to wait for it
+        return actions
 
     def _recover(self, chunk: Chunk, running: tuple[int, int, int] | None, worker_id: int) -> list[Action]:
         """Sort a lost chunk's items into those that fail and those that others may run."""
@@ -441,30 +512,122 @@ class Scheduler:
         first = last = chunk.n_done
         if running is not None and running[0] == chunk.chunk_id:
             first, last = max(running[1], chunk.n_done), max(running[1] + running[2], chunk.n_done)
-        failed, again = [], list(chunk.items[chunk.n_done : first])
+        failed, late, again = [], [], list(chunk.items[chunk.n_done : first])
+        late_items = self._queue.late if chunk.job_id is None else self._jobs[chunk.job_id].late
         for item in chunk.items[first:last]:
             attempt = self._attempts.get((chunk.job_id, item), 0)
-            if attempt < self._retries:
+            if item in late_items:
+                late.append(item)
+            elif attempt < self._retries_of(chunk.job_id, item):
                 self._attempts[chunk.job_id, item] = attempt + 1
                 again.append(item)
             else:
                 failed.append(item)
         again.extend(chunk.items[last:])
+        actions: list[Action] = [FailItems(chunk.job_id, tuple(failed), worker_id)] if failed else []
         if chunk.job_id is None:
             self._queue.put_back(again)
-            for item in failed:
+            for item in (*failed, *late):  # the latter were told when their time was over
                 self._forget_task(item)
         else:
             job = self._jobs[chunk.job_id]
             job.put_back(again)
-            self._settle(job, len(failed))
-        return [FailItems(chunk.job_id, tuple(failed), worker_id)] if failed else []
+            self._settle(job, len(failed) + len(late))
+            if late:
+                actions.append(FailItems(chunk.job_id, tuple(late), worker_id, is_late=True))
+        return actions
+
+    def _retries_of(self, job_id: int | None, item: int) -> int:
+        terms = self._queue.terms.get(item) if job_id is None else self._jobs[job_id].terms
+        return self._retries if terms is None or terms.retries is None else terms.retries
+
+    # ------------------------------------------------------------------ time is over
+
+    def timed_workers(self) -> list[int]:
+        """Workers that have items which may not take for ever: `look` wants to know what they run."""
+        if not self._timed:
+            return []
+        return [
+            worker_id
+            for worker_id, worker in self._workers.items()
+            if any(chunk.job_id in self._timed for chunk in worker.chunks.values())
+        ]
+
+    def look(self, running: dict[int, tuple[int, int, int] | None], now: float) -> list[Action]:
+        """What the workers of `timed_workers` run: (chunk id, offset, number of items), or None."""
+        self._looked_at = now
+        actions: list[Action] = []
+        for worker_id, mark in running.items():
+            chunk = self.chunk(worker_id, mark[0]) if mark is not None and mark[2] else None
+            limit_s = self._timed.get(chunk.job_id) if chunk is not None and chunk.job_id is not None else None
+            if mark is None or chunk is None or limit_s is None or not chunk.n_done <= mark[1] < len(chunk.items):
+                self._seen.pop(worker_id, None)
+                continue
+            seen = self._seen.get(worker_id)
+            if seen is None or seen[:2] != mark[:2]:
+                self._seen[worker_id] = (mark[0], mark[1], now)
+            elif now - seen[2] >= limit_s:
+                assert chunk.job_id is not None
+                self._jobs[chunk.job_id].late.add(chunk.items[mark[1]])
+                actions.append(KillRunning(worker_id, mark[0], mark[1]))
+        return actions
+
+    def next_limit(self) -> float | None:
+        """When `tick` or `look` must be called for the sake of time limits; None when there are none."""
+        times = []
+        if self._deadlines:
+            times.append(self._deadlines.next())
+        if self._late:
+            times.append(self._looked_at + _LATE_LOOK_S)
+        if self._timed:
+            limits = [
+                self._timed[chunk.job_id]
+                for worker_id in self.timed_workers()
+                for chunk in self._workers[worker_id].chunks.values()
+                if chunk.job_id in self._timed
+            ]
+            if limits:
+                times.append(self._looked_at + max(min(limits) / _LOOKS, _LEAST_LOOK_S))
+        return min([at for at in times if at is not None], default=None)
+
+    def _end_late(self, now: float) -> list[Action]:
+        """Fail tasks whose time is over; have workers ended that run them, or come to them."""
+        actions: list[Action] = []
+        for task_id in self._deadlines.take_due(now):
+            actions += self._expire(task_id)
+        if self._late:
+            self._looked_at = now
+            for task_id, (worker_id, chunk_id, offset) in list(self._late.items()):
+                chunk = self.chunk(worker_id, chunk_id)
+                if chunk is None or not chunk.n_done <= offset < len(chunk.items):
+                    del self._late[task_id]  # it ended, its worker did, or it was taken back
+                else:
+                    actions.append(KillRunning(worker_id, chunk_id, offset))
+        return actions
+
+    def _expire(self, task_id: int) -> list[Action]:
+        if self._queue.drop(task_id):
+            return [ExpireTask(task_id, None)]
+        for worker_id, worker in self._workers.items():
+            for chunk in worker.chunks.values():
+                if chunk.job_id is not None or task_id not in chunk.items:
+                    continue
+                offset = chunk.items.index(task_id)
+                if offset < chunk.n_done:
+                    return []  # it was in time
+                self._queue.late.add(task_id)
+                self._late[task_id] = (worker_id, chunk.chunk_id, offset)
+                actions: list[Action] = [ExpireTask(task_id, worker_id)]
+                if chunk.slot is not None and not chunk.is_exhausted:  # perhaps it has not begun
+                    actions.append(self._take_back(worker_id, worker, chunk))
+                return actions
+        return []
 
     # ------------------------------------------------------------------ the pool itself
 
     def tick(self, now: float) -> list[Action]:
-        """Time has passed: idle workers may leave, tasks that wait or are stuck may get another worker."""
-        actions: list[Action] = []
+        """Time has passed: tasks may be late, idle workers may leave, what waits or is stuck may get another worker."""
+        actions = self._end_late(now) if self._deadlines or self._late else []
         if self._idle_timeout_s is not None:
             for worker_id in list(self._idle):  # the longest idle first
                 worker = self._workers[worker_id]
@@ -484,7 +647,10 @@ class Scheduler:
             oldest = self._workers[next(iter(self._idle))]
             times.append(oldest.idle_since + self._idle_timeout_s - now)
         may_start = not self._n_starting and self.n_ready < self.worker_limit
-        if self._queue.waiting and may_start:
+        limit = self.next_limit()
+        if limit is not None:
+            times.append(limit - now)
+        if self._queue.levels and may_start:
             times.append(max(self._queue.since + self._start_s(), self._start_again_at) - now)
         if self._loaded and (self._idle or may_start):
             # Those that are past their time were seen to: nothing more can be done for them.
@@ -511,11 +677,19 @@ class Scheduler:
         self._queue.clear()
         self._jobs.clear()
         self._attempts.clear()
+        self._deadlines = Deadlines()
+        self._late.clear()
+        self._timed.clear()
+        self._seen.clear()
         return [self._kill(worker_id, worker) for worker_id, worker in self._workers.items()]
 
     def drop_queue(self) -> list[int]:
         """Forget the submitted tasks that wait, and return their ids."""
-        return self._queue.drop_waiting()
+        dropped = self._queue.drop_waiting()
+        if self._deadlines:
+            for task_id in dropped:
+                self._deadlines.discard(task_id)
+        return dropped
 
     def job_ids(self) -> tuple[int, ...]:
         """Maps that are not settled."""
@@ -550,11 +724,11 @@ class Scheduler:
         """Give out what may be given out, then see whether the number of workers is right."""
         actions: list[Action] = []
         live = self._n_starting + self.n_ready
-        is_calm = not self._queue.waiting and len(self._turn) == 1 and not self._stopping and not self._loaded
+        is_calm = not self._queue.levels and len(self._turn) == 1 and not self._stopping and not self._loaded
         if is_calm and self._min_workers <= live <= self.worker_limit:
             return actions  # nothing waits and nobody is too many
         self._assign(actions, now)
-        if self._stopping and not self._queue.waiting and not self._jobs:
+        if self._stopping and not self._queue.levels and not self._jobs:
             for worker_id, worker in list(self._workers.items()):
                 is_new = not worker.has_run and not any(chunk.n_left for chunk in worker.chunks.values())
                 if worker.state is _State.STARTING or (worker.state is _State.READY and worker.chunks and is_new):
@@ -604,22 +778,23 @@ class Scheduler:
 
     def _next_source(self) -> int | bool | None:
         """The source whose turn it is (None: the queue); False when nothing waits."""
-        for _ in range(len(self._turn)):
-            source = self._turn[0]
-            if source is None:
-                if self._queue.waiting:
-                    self._turn.rotate(-1)
-                    return None
-            else:
-                job = self._jobs.get(source)
-                if job is None:
-                    self._turn.popleft()
-                    continue
-                if job.n_waiting:
-                    self._turn.rotate(-1)
-                    return source
-            self._turn.rotate(-1)
-        return False
+        if len(self._turn) == 1:
+            return None if self._queue.levels else False
+        found: list[tuple[int, int | None]] = []
+        for source in tuple(self._turn):
+            job = self._jobs.get(source) if source is not None else None
+            if source is not None and job is None:
+                self._turn.remove(source)
+            elif job is None and self._queue.levels:
+                found.append((self._queue.priority, None))
+            elif job is not None and job.n_waiting:
+                found.append((job.terms.priority, source))
+        if not found:
+            return False
+        _, source = max(found, key=lambda pair: pair[0])  # the first of equals
+        self._turn.remove(source)
+        self._turn.append(source)
+        return source
 
     def _cut(self, source: int | None, worker_id: int, worker: _Worker, is_calm: bool) -> Chunk | None:
         """The next chunk of a source for a worker; None if it should not wait behind what the worker has."""
@@ -659,11 +834,13 @@ class Scheduler:
                         found.append((rest_s, chunk))
         found.sort(key=lambda pair: -pair[0])
         for _, chunk in found[:most]:
-            chunk.is_exhausted = True
-            worker = self._workers[chunk.worker_id]
-            if not _rest(worker):
-                del self._loaded[chunk.worker_id]
-            yield TakeBack(chunk.worker_id, chunk)
+            yield self._take_back(chunk.worker_id, self._workers[chunk.worker_id], chunk)
+
+    def _take_back(self, worker_id: int, worker: _Worker, chunk: Chunk) -> TakeBack:
+        chunk.is_exhausted = True
+        if not _rest(worker):
+            self._loaded.pop(worker_id, None)
+        return TakeBack(worker_id, chunk)
 
     def _overdue_times(self) -> Iterator[float]:
         """When those that have more than they are running should have come to it, in seconds."""
@@ -722,7 +899,7 @@ class Scheduler:
             job = self._jobs.get(job_id) if job_id is not None else None
             if job is not None and job.n_waiting:
                 for_maps += max(min(job.n_workers, job.n_waiting + self.n_ready), 1)
-        for_queue = self._queue_demand(now) - self._n_starting if self._queue.waiting else 0
+        for_queue = self._queue_demand(now) - self._n_starting if self._queue.levels else 0
         return max(for_maps - live, for_queue, 0)
 
     def _queue_demand(self, now: float) -> int:
@@ -732,7 +909,7 @@ class Scheduler:
         enough = int(backlog_s / start_s + 1e-9)
         if not enough and (not self.n_ready or now - self._queue.since >= start_s):
             enough = 1
-        return min(enough, len(self._queue.waiting))
+        return min(enough, len(self._queue))
 
     def _start_s(self) -> float:
         return max(self._cost_model.worker_start_s, _LEAST_START_S)
@@ -755,9 +932,12 @@ class Scheduler:
         job.n_settled += n_items
         if job.closed and job.n_settled >= job.n_items:
             del self._jobs[job.job_id]
+            self._timed.pop(job.job_id, None)
             self._forget_attempts(job.job_id)
 
     def _forget_task(self, task_id: int) -> None:
+        if self._deadlines:
+            self._deadlines.discard(task_id)
         self._queue.forget(task_id)
         if self._attempts:
             self._attempts.pop((None, task_id), None)

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Hashable, Sequence
+from itertools import chain
 
 from . import planner
 from .cost_model import CostModel
+from .terms import Terms
 
 #: Submitted tasks are grouped up to this much predicted work, in seconds, and this many tasks.
 _GROUP_S = 1e-3
@@ -112,14 +114,18 @@ class MapWork:
         Size of one item, in bytes.
     started_at
         When workers were first asked to help, in seconds.
+    late
+        Items with workers that were running when their time was over.
     """
 
     __slots__ = (
-        "chunksize", "closed", "giants", "growth", "held", "job_id", "key", "n_items", "n_settled", "n_workers",
-        "nbytes", "next", "passed", "returned", "started_at",
+        "chunksize", "closed", "giants", "growth", "held", "job_id", "key", "late", "n_items", "n_settled", "n_workers",
+        "nbytes", "next", "passed", "returned", "started_at", "terms",
     )  # fmt: skip
 
-    def __init__(self, job_id: int, key: Hashable, n_items: int, chunksize: int | None, closed: bool) -> None:
+    def __init__(
+        self, job_id: int, key: Hashable, n_items: int, chunksize: int | None, closed: bool, terms: Terms
+    ) -> None:
         self.job_id = job_id
         self.key = key
         self.n_items = n_items
@@ -135,6 +141,8 @@ class MapWork:
         self.growth = 0
         self.nbytes = 0.0
         self.started_at: float | None = None
+        self.terms = terms
+        self.late: set[int] = set()
 
     @property
     def n_waiting(self) -> int:
@@ -231,80 +239,148 @@ class MapWork:
 
 
 class TaskQueue:
-    """Submitted tasks that wait, first in, first out, and what is known of those that are with workers.
+    """Submitted tasks that wait, by priority and then first in, first out, and what is known of those with workers.
 
     Attributes
     ----------
-    waiting
-        (task id, function's key).
+    levels
+        (task id, function's key) of those that wait, by priority, the highest first. No level is empty, and none begins
+        with a task that was dropped: so it is empty when nothing waits.
     alone
         Waiting or running tasks that share a chunk with no other.
+    terms
+        Of waiting or running tasks that have some of their own.
+    late
+        Tasks with workers whose time is over: settled, though a worker may still run them.
     since
         When the queue was last empty, in seconds.
     """
 
     def __init__(self) -> None:
-        self.waiting: deque[tuple[int, Hashable]] = deque()
+        self.levels: dict[int, deque[tuple[int, Hashable]]] = {}
         self.alone: set[int] = set()
+        self.terms: dict[int, Terms] = {}
+        self.late: set[int] = set()
         self.since = 0.0
         self._keys: dict[int, Hashable] = {}  # of tasks that are with a worker
+        self._dropped: set[int] = set()  # dropped, and still in their level
+
+    def __len__(self) -> int:
+        return sum([len(level) for level in self.levels.values()]) - len(self._dropped)
+
+    @property
+    def priority(self) -> int:
+        """Of the first task that waits."""
+        return next(iter(self.levels))
+
+    def append(self, task_id: int, key: Hashable, priority: int = 0) -> None:
+        """A task waits behind all others of its priority."""
+        level = self.levels.get(priority)
+        if level is None:
+            level = self._add_level(priority)
+        level.append((task_id, key))
+
+    def _add_level(self, priority: int) -> deque[tuple[int, Hashable]]:
+        level = self.levels[priority] = deque()
+        if len(self.levels) > 1:
+            self.levels = dict(sorted(self.levels.items(), reverse=True))
+        return level
 
     def give(self, task_id: int, key: Hashable) -> None:
         """A task goes to a worker without waiting."""
         self._keys[task_id] = key
 
     def put_back(self, task_ids: Sequence[int]) -> None:
-        """Tasks that were with a worker wait again, before all others."""
-        self.waiting.extendleft((task_id, self._keys.pop(task_id)) for task_id in reversed(task_ids))
+        """Tasks that were with a worker wait again, before all others of their priority."""
+        for task_id in reversed(task_ids):
+            key = self._keys.pop(task_id)
+            if task_id in self.late:
+                self.forget(task_id)
+                continue
+            terms = self.terms.get(task_id)
+            priority = 0 if terms is None else terms.priority
+            level = self.levels.get(priority)
+            if level is None:
+                level = self._add_level(priority)
+            level.appendleft((task_id, key))
+
+    def drop(self, task_id: int) -> bool:
+        """Forget a task that waits; False if it does not."""
+        if task_id in self._keys:
+            return False
+        terms = self.terms.get(task_id)
+        self._dropped.add(task_id)
+        self.forget(task_id)
+        self._trim(0 if terms is None else terms.priority)
+        return True
+
+    def _trim(self, priority: int) -> None:
+        """Let a level begin with a task that is wanted."""
+        level = self.levels[priority]
+        while level and level[0][0] in self._dropped:
+            self._dropped.remove(level.popleft()[0])
+        if not level:
+            del self.levels[priority]
 
     def forget(self, task_id: int) -> None:
         """A task is settled."""
         self._keys.pop(task_id, None)
         self.alone.discard(task_id)
+        if self.terms and self.terms.pop(task_id, None) is not None:
+            self.late.discard(task_id)
 
     def drop_waiting(self) -> list[int]:
         """Take all tasks that wait."""
-        dropped = [task_id for task_id, _ in self.waiting]
-        self.waiting.clear()
-        self.alone.difference_update(dropped)
+        dropped = [task_id for level in self.levels.values() for task_id, _ in level if task_id not in self._dropped]
+        for task_id in dropped:
+            self.forget(task_id)
+        self.levels.clear()
+        self._dropped.clear()
         return dropped
 
     def clear(self) -> None:
         """Forget everything."""
-        self.waiting.clear()
-        self.alone.clear()
-        self._keys.clear()
+        for place in (self.levels, self.alone, self.terms, self.late, self._keys, self._dropped):
+            place.clear()
 
     def cut(self, model: CostModel, n_workers: int, most: int | None) -> tuple[list[int], float | None]:
-        """Take a group of tasks: one, or as many short ones as make a group worth a message."""
-        share = -(-len(self.waiting) // max(n_workers, 1))
+        """Take a group of tasks of one priority: one, or as many short ones as make a group worth a message."""
+        share = -(-len(self) // max(n_workers, 1))
         limit = max(min(_GROUP_TASKS, share, _GROUP_TASKS if most is None else most), 1)
         items: list[int] = []
-        total_s = 0.0
+        total_s: float | None = 0.0
         last_key: Hashable = None
         t: float | None = None
-        while self.waiting and len(items) < limit:
-            task_id, key = self.waiting[0]
+        priority, level = next(iter(self.levels.items()))
+        while level and len(items) < limit:
+            task_id, key = level[0]
+            if self._dropped and task_id in self._dropped:
+                self._dropped.remove(task_id)
+                level.popleft()
+                continue
             if not items or key != last_key:
                 t, last_key = model.mean_s(key), key
-            if items and (t is None or total_s + t > _GROUP_S or task_id in self.alone):
+            if items and (t is None or total_s is None or total_s + t > _GROUP_S or task_id in self.alone):
                 break
-            self.waiting.popleft()
+            level.popleft()
             self._keys[task_id] = key
             items.append(task_id)
             if t is None:
-                return items, None
+                total_s = None
+                break
+            assert total_s is not None
             total_s += t
             if task_id in self.alone:
                 break
+        self._trim(priority)
         return items, total_s
 
     def backlog_s(self, model: CostModel, unknown_s: float, enough_s: float) -> float:
         """Predicted seconds of all that waits, from the first tasks; an unknown one counts as `unknown_s`."""
         total_s = 0.0
-        for seen, (_, key) in enumerate(self.waiting, 1):
+        for seen, (_, key) in enumerate(chain.from_iterable(self.levels.values()), 1):
             t = model.mean_s(key)
             total_s += t if t is not None else unknown_s
             if seen > 64 or total_s >= enough_s:
-                return total_s * len(self.waiting) / seen
+                return total_s * len(self) / seen
         return total_s

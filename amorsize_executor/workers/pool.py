@@ -7,7 +7,7 @@ The end of a process is taken from a pidfd where there is one: end-of-file on th
 process object come late when the dead worker had forked a child that keeps their descriptors. The channel is read to
 its end before a death is reported, so no result that was sent is lost.
 
-Owned by the I/O thread, except `post`, `wake`, `kill` and `pids` (any thread).
+Owned by the I/O thread, except `post`, `wake`, `kill`, `pid` and `pids` (any thread).
 """
 
 from __future__ import annotations
@@ -264,6 +264,16 @@ class WorkerPool:
                     os.kill(worker.pid, signum)
             except OSError:
                 pass  # it ended in between: the I/O thread is told by the kernel
+
+    def pid(self, worker_id: int) -> int | None:
+        """Process id of a worker; None if it has ended."""
+        worker = self._workers.get(worker_id)
+        return worker.pid if worker is not None and not worker.is_reaped else None
+
+    def running(self, worker_id: int) -> tuple[int, int, int] | None:
+        """What a worker says it runs: (chunk id, offset, count), the count being 0 or 1; by the I/O thread."""
+        worker = self._workers.get(worker_id)
+        return worker.status.running() if worker is not None else None
 
     def pids(self) -> dict[int, int]:
         """Process ids by worker."""

@@ -9,7 +9,9 @@ from typing import Any
 from amorsize_executor.decisions.actions import (
     Action,
     BreakPool,
+    ExpireTask,
     FailItems,
+    KillRunning,
     KillWorker,
     RetireWorker,
     SendChunk,
@@ -41,6 +43,7 @@ class FakePool:
         self.n_given: Counter[int] = Counter()
         self.runs: Counter[Item] = Counter()
         self.failed: list[Item] = []
+        self.late: list[Item] = []  # failed because their time was over
         self.is_broken = False
         self.n_claimed = 1  # items that a worker has claimed ahead of what is settled, in its first chunk
 
@@ -142,6 +145,15 @@ class FakePool:
     def wait(self, elapsed_s: float) -> None:
         self.now += elapsed_s
         self.do(self.scheduler.tick(self.now))
+        self.look()
+
+    def look(self) -> None:
+        """Tell what workers run that have items with a time limit: the first that is not settled."""
+        running: dict[int, tuple[int, int, int] | None] = {}
+        for worker_id in self.scheduler.timed_workers():
+            chunk = next((chunk for chunk in self.chunks[worker_id] if left(chunk)), None)
+            running[worker_id] = None if chunk is None else (chunk.chunk_id, chunk.n_done, 1)
+        self.do(self.scheduler.look(running, self.now))
 
     def shutdown(self) -> None:
         self.do(self.scheduler.shutdown(self.now))
@@ -190,8 +202,14 @@ class FakePool:
                 if action.worker_id in group:
                     group.remove(action.worker_id)
             self.leaving.append(action.worker_id)
+        elif isinstance(action, KillRunning):
+            chunks = self.chunks.get(action.worker_id)
+            if chunks and chunks[0].chunk_id == action.chunk_id and chunks[0].n_done == action.offset:
+                self.die_running(action.worker_id)
+        elif isinstance(action, ExpireTask):
+            self.late.append((None, action.task_id))
         elif isinstance(action, FailItems):
-            self.failed.extend((action.job_id, item) for item in action.items)
+            (self.late if action.is_late else self.failed).extend((action.job_id, item) for item in action.items)
         else:
             assert isinstance(action, BreakPool)
             self.is_broken = True

@@ -12,10 +12,19 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from amorsize_executor.decisions import planner
 from amorsize_executor.decisions.cost_model import CostModel, FunctionCost
 from amorsize_executor.decisions.planner import PoolState, chunk_size, inline_batch, plan_map
+from amorsize_executor.decisions.terms import Terms
 
 from .fake_pool import FakePool, Item, left
 
 QUICK = settings(max_examples=200, deadline=None, derandomize=True)
+
+#: What tasks and maps are submitted with.
+terms = st.none() | st.builds(
+    Terms,
+    priority=st.sampled_from([0, 0, -1, 3]),
+    retries=st.none() | st.integers(0, 1),
+    timeout_s=st.sampled_from([None, None, 0.0, 0.6, 5.0]),
+)
 
 #: Known to take 100 us, 1 s, and not known.
 KEYS = ("short", "long", "unknown")
@@ -68,25 +77,34 @@ class Events(RuleBasedStateMachine):
         self.by_nobody: Counter[Item] = Counter()  # dropped with their map
         self.crashes: Counter[Item] = Counter()
         self.expected_failures: list[Item] = []
+        self.own_retries: dict[Item, int] = {}
+        self.map_retries: dict[int, int | None] = {}
 
     # work arrives
 
-    @rule(key=st.sampled_from(KEYS), is_alone=st.booleans(), count=st.integers(1, 5))
-    def submit(self, key: str, is_alone: bool, count: int) -> None:
+    @rule(key=st.sampled_from(KEYS), is_alone=st.booleans(), count=st.integers(1, 5), terms=terms)
+    def submit(self, key: str, is_alone: bool, count: int, terms: Terms | None) -> None:
+        now = self.pool.now
+        until = None if terms is None or terms.timeout_s is None else now + terms.timeout_s
         for _ in range(count):
             self.n_ids += 1
             self.tasks.add(self.n_ids)
-            self.pool.do(self.scheduler.submit(self.n_ids, key, self.pool.now, is_alone=is_alone))
+            if terms is not None and terms.retries is not None:
+                self.own_retries[None, self.n_ids] = terms.retries
+            self.pool.do(self.scheduler.submit(self.n_ids, key, now, is_alone=is_alone, terms=terms, until=until))
 
     @rule(
         key=st.sampled_from(KEYS),
         n_items=st.integers(0, 200),
         chunksize=st.sampled_from([None, None, 1, 7]),
         is_open=st.booleans(),
+        terms=terms,
     )
-    def add_map(self, key: str, n_items: int, chunksize: int | None, is_open: bool) -> None:
+    def add_map(self, key: str, n_items: int, chunksize: int | None, is_open: bool, terms: Terms | None) -> None:
         self.n_ids += 1
-        self.scheduler.add_map(self.n_ids, key, n_items, chunksize=chunksize, closed=not is_open)
+        terms = terms or Terms()
+        self.scheduler.add_map(self.n_ids, key, n_items, chunksize=chunksize, closed=not is_open, terms=terms)
+        self.map_retries[self.n_ids] = terms.retries
         self.sizes[self.n_ids] = n_items
         if is_open:
             self.open.add(self.n_ids)
@@ -189,13 +207,19 @@ class Events(RuleBasedStateMachine):
             running = (chunk.chunk_id, first, count)
             is_wanted = chunk.job_id is None or chunk.job_id in self.sizes
             for item in chunk.items[max(first, chunk.n_done) : first + count] if is_wanted else ():
+                if (chunk.job_id, item) in self.pool.late:
+                    continue  # that was told
                 self.crashes[chunk.job_id, item] += 1
-                if self.crashes[chunk.job_id, item] > self.retries:
+                if self.crashes[chunk.job_id, item] > self.retries_of(chunk.job_id, item):
                     self.expected_failures.append((chunk.job_id, item))
         self.pool.die(worker_id, running)
         assert sorted(self.pool.failed, key=str) == sorted(self.expected_failures, key=str)
         if self.pool.is_broken:
             self.give_up()
+
+    def retries_of(self, job_id: int | None, item: int) -> int:
+        own = self.own_retries.get((None, item)) if job_id is None else self.map_retries[job_id]
+        return self.retries if own is None else own
 
     def give_up(self) -> None:
         """What the executor does with a broken pool; then it begins again with a new one."""
@@ -242,12 +266,15 @@ class Events(RuleBasedStateMachine):
 
     @invariant()
     def every_item_is_in_exactly_one_place(self) -> None:
-        held = self.pool.held()
+        held, late = self.pool.held(), self.pool.late
         settled = [*(self.pool.runs + self.by_caller + self.by_nobody).elements(), *self.pool.failed]
-        n_tasks = sum(job_id is None for job_id, _ in held + settled)
-        assert self.scheduler.n_queued + n_tasks + len(self.dropped) == len(self.tasks)
+        tasks = [i for job_id, i in held + settled if job_id is None]
+        assert max(Counter(tasks).values(), default=1) == 1
+        late_tasks = {i for job_id, i in late if job_id is None}  # which a worker may have, or have finished
+        assert self.scheduler.n_queued + len({*tasks, *late_tasks}) + len(self.dropped) == len(self.tasks)
         taken = [(job_id, i) for job_id, items in self.inline for i in items]
         waiting = [(job_id, i) for job_id in self.sizes for i in self.scheduler.waiting_items(job_id)]
+        settled += [item for item in late if item[0] is not None]
         mine = [item for item in held + settled + taken + waiting if item[0] in self.sizes]
         assert sorted(mine) == [(job_id, i) for job_id, n in sorted(self.sizes.items()) for i in range(n)]
 
@@ -287,6 +314,8 @@ class Events(RuleBasedStateMachine):
         assert self.scheduler.is_drained
         settled = self.pool.runs + self.by_caller + self.by_nobody + Counter(self.pool.failed)
         assert max(settled.values(), default=1) == 1
+        assert max(Counter(self.pool.late).values(), default=1) == 1
+        settled += Counter(self.pool.late)
         assert {i for job_id, i in settled if job_id is None} | self.dropped == self.tasks
         assert all((job_id, i) in settled for job_id, n in self.sizes.items() for i in range(n))
 

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import pytest
 
 from amorsize_executor.decisions.actions import KillWorker, RetireWorker, SendChunk
 from amorsize_executor.decisions.cost_model import CostModel
+from amorsize_executor.decisions.terms import Terms
 
 from .fake_pool import FakePool, left
 
@@ -669,3 +671,127 @@ def test_giants_go_first_and_alone() -> None:
     assert [list(action.chunk.items) for action in pool.sent[:2]] == [[50], [99]]
     pool.run_until_quiet()
     assert pool.runs == Counter({(1, i): 1 for i in range(100)})
+
+
+# ---------------------------------------------------------------------- terms
+
+
+def submit_with(pool: FakePool, task_id: int, **terms: Any) -> None:
+    found = Terms(**terms)
+    until = None if found.timeout_s is None else pool.now + found.timeout_s
+    pool.do(pool.scheduler.submit(task_id, "f", pool.now, terms=found, until=until))
+
+
+def test_highest_priority_goes_first_and_equals_in_order() -> None:
+    pool = FakePool(1)
+    for task_id, priority in enumerate([0, 0, -1, 2, 0, 2]):
+        submit_with(pool, task_id, priority=priority)
+    pool.answer()
+    pool.run_until_quiet()
+    assert [send.chunk.items for send in pool.sent] == [[3], [5], [0], [1], [4], [2]]
+
+
+def test_task_of_a_dead_worker_goes_first_among_its_equals() -> None:
+    pool = FakePool(1)
+    for task_id in (1, 2):
+        submit_with(pool, task_id, priority=1)
+    pool.answer()
+    submit_with(pool, 3, priority=2)
+    pool.die(pool.ready[0])
+    pool.answer()
+    pool.run_until_quiet()
+    assert [send.chunk.items for send in pool.sent] == [[1], [3], [1], [2]]
+
+
+def test_maps_of_one_priority_take_turns_before_what_is_less_urgent() -> None:
+    pool = FakePool(1)
+    pool.submit(1)
+    pool.answer()
+    pool.submit(2)
+    pool.map(11, 2, n_workers=1, chunksize=1, terms=Terms(priority=1))
+    pool.map(12, 2, n_workers=1, chunksize=1, terms=Terms(priority=1))
+    pool.run_until_quiet()
+    assert [send.chunk.job_id for send in pool.sent] == [None, 11, 12, 11, 12, None]
+
+
+def test_task_that_waits_for_longer_than_it_may_leaves_the_queue() -> None:
+    pool = FakePool(1)
+    pool.start(1)
+    pool.submit(1)
+    submit_with(pool, 2, timeout_s=5.0)
+    pool.submit(3)
+    assert pool.scheduler.next_limit() == 5.0
+    pool.wait(4.9)
+    assert not pool.late
+    pool.wait(0.1)
+    assert pool.late == [(None, 2)]
+    assert pool.scheduler.n_queued == 1
+    assert pool.scheduler.next_limit() is None
+    pool.run_until_quiet()
+    assert set(pool.runs) == {(None, 1), (None, 3)}
+
+
+def test_worker_of_a_running_task_that_is_late_is_ended_and_replaced() -> None:
+    pool = FakePool(1, retries=5)
+    pool.start(1)
+    (worker_id,) = pool.ready
+    submit_with(pool, 1, timeout_s=5.0)
+    pool.wait(5.0)
+    assert pool.late == [(None, 1)]
+    assert worker_id not in pool.ready
+    assert len(pool.starting) == 1
+    pool.run_until_quiet()
+    assert not pool.runs
+    assert not pool.failed
+
+
+def test_late_task_that_its_worker_has_not_begun_costs_no_worker() -> None:
+    pool = FakePool(1, cost_model=known(1e-5))
+    pool.start(1)
+    pool.submit(1)
+    submit_with(pool, 2, timeout_s=1.0)
+    (worker_id,) = pool.ready
+    assert pool.items(worker_id) == [[1], [2]]
+    pool.wait(1.0)
+    assert pool.late == [(None, 2)]
+    assert pool.items(worker_id)[:1] == [[1]]
+    pool.run_until_quiet()
+    assert pool.ready == [worker_id]
+    assert pool.runs == {(None, 1): 1}
+
+
+def test_task_that_ends_in_time_is_not_late() -> None:
+    pool = FakePool(1)
+    pool.start(1)
+    submit_with(pool, 1, timeout_s=5.0)
+    pool.finish(pool.ready[0])
+    assert pool.scheduler.next_limit() is None
+    pool.wait(10.0)
+    assert not pool.late
+
+
+def test_item_of_a_map_may_run_so_long_from_when_it_is_seen() -> None:
+    pool = FakePool(1)
+    pool.start(1)
+    pool.map(1, 3, n_workers=1, chunksize=3, terms=Terms(timeout_s=1.0))
+    (worker_id,) = pool.ready
+    pool.wait(0.0)
+    pool.wait(0.9)
+    pool.finish(worker_id, 1)
+    pool.wait(0.9)  # the second is seen
+    pool.wait(0.9)
+    assert not pool.late
+    pool.wait(0.1)
+    assert pool.late == [(1, 1)]
+    pool.run_until_quiet()
+    assert pool.runs == {(1, 0): 1, (1, 2): 1}
+    assert not pool.scheduler.job_ids()
+
+
+def test_worker_that_dies_at_work_is_replaced_though_nothing_waits() -> None:
+    pool = FakePool(1)
+    pool.start(1)
+    pool.submit(1)
+    pool.die_running(pool.ready[0])
+    assert pool.failed == [(None, 1)]
+    assert len(pool.starting) == 1

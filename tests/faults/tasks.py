@@ -9,6 +9,7 @@ import faulthandler
 import os
 import select
 import signal
+import subprocess
 import sys
 import time
 from typing import Any
@@ -245,3 +246,17 @@ def tiny_list(x: int) -> list[int]:
 def tiny_mixed(x: int) -> Any:
     """Results of all kinds: those that are sent as they are, pickled, and with buffers."""
     return (tiny(x), [x], {"x": x}, np.full(3, x), None, 1.5)[x % 6 if x >= 0 else 0]
+
+
+def hang_with_child(path: str) -> None:
+    """Start a process that would go on for long, and wait for it."""
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    note(path, child.pid)
+    child.wait()
+
+
+def note_and_hang_at(path: str, x: int, at: int) -> int:
+    note(path, x)
+    if x == at:
+        time.sleep(60)
+    return x * x

@@ -1,0 +1,96 @@
+"""Views on an executor: the same pool, with options for what is submitted through them."""
+
+from __future__ import annotations
+
+import concurrent.futures
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from .executor import AmorsizeExecutor
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from typing_extensions import ParamSpec
+
+    from .dispatcher import Dispatcher
+    from .options import TaskOptions
+
+    P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class ExecutorView(AmorsizeExecutor):
+    """What `AmorsizeExecutor.options` returns.
+
+    It has no workers of its own: whatever is not said here is said of the executor that it is a view on.
+    """
+
+    def __init__(self, base: AmorsizeExecutor, options: TaskOptions) -> None:  # nothing of an executor is made anew
+        self._base = base
+        self._options = options
+        self._is_closed = False
+        self._futures: set[Future[Any]] = set()  # not done; each is added and discarded at once
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["_base"], name)
+
+    def _own(self) -> Dispatcher:
+        if self._is_closed:
+            raise RuntimeError("cannot schedule new futures after shutdown of this view on the executor")
+        return self._base._own()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it takes work: neither it nor its executor was shut down, nor is that broken."""
+        return not self._is_closed and self._base.is_open
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Run ``fn(*args, **kwargs)`` in a worker, with the options of this view.
+
+        Returns
+        -------
+        Future
+            Of the call; its exception is `TaskTimeout` if it was not done in time.
+
+        Raises
+        ------
+        QueueFull
+            If as many tasks as `max_pending` wait, and the view is not to wait for room.
+        BrokenProcessPool
+            If workers cannot be started.
+        RuntimeError
+            After a `shutdown` of the view or of the executor.
+        """
+        future = super().submit(fn, *args, **kwargs)
+        self._futures.add(future)
+        future.add_done_callback(self._futures.discard)
+        return future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Take no more work through this view; the executor and its workers stay.
+
+        Parameters
+        ----------
+        wait
+            Whether to return only when all that was submitted through this view is done.
+        cancel_futures
+            Whether to cancel what was submitted through this view and has not started.
+        """
+        self._is_closed = True
+        futures = list(self._futures)
+        if cancel_futures:
+            for future in futures:
+                future.cancel()
+        if wait:
+            concurrent.futures.wait(futures)
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        if exc_type is not None and issubclass(exc_type, KeyboardInterrupt):
+            self.shutdown(wait=False, cancel_futures=True)  # the executor's own block ends its workers
+        else:
+            self.shutdown(wait=True)
+        return None
