@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from .decisions.plan import Plan
     from .errors import AmorsizeError, QueueFull, RemoteTraceback, SerializationError, TaskTimeout, WorkerDied
     from .executor import AmorsizeExecutor
+    from .integrations.joblib_backend import register_joblib_backend
     from .optimizer import (
         OptimizationResult,
         Profile,
@@ -43,6 +44,7 @@ __all__ = [
     "load_config",
     "optimize",
     "optimize_streaming",
+    "register_joblib_backend",
     "save_config",
 ]
 
@@ -51,6 +53,7 @@ __all__ = [
 #: import; and who only wants the executor needs no optimizer.
 _LAZY = {
     "AmorsizeExecutor": "executor",
+    "register_joblib_backend": "integrations.joblib_backend",
     "CostModel": "decisions.cost_model",
     "Plan": "decisions.plan",
     **dict.fromkeys(

@@ -1,0 +1,117 @@
+"""scikit-learn and plain joblib loops on this package's backend, beside joblib's own.
+
+``python -m benchmarks.joblib_backend [--rounds N] [--markdown FILE]``
+
+Both backends take turns in one process, in another order each round; medians are quoted. Workers are warm from a first
+round that is not timed. Needs scikit-learn.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from math import exp, log
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import joblib
+import numpy as np
+from sklearn.datasets import load_digits
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.inspection import permutation_importance
+from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.svm import SVC
+
+from amorsize_executor import register_joblib_backend
+
+BACKENDS = ("loky", "amorsize")
+X, y = load_digits(return_X_y=True)
+LARGE = np.random.default_rng(0).random((2_500, 1_000))
+
+
+def square(x: int) -> int:
+    return x * x
+
+
+def column_mean(array: Any, i: int) -> float:
+    return float(np.sort(array[:, i]).mean())
+
+
+def grid_search() -> Any:
+    search = GridSearchCV(SVC(), {"C": [0.1, 1, 10], "gamma": [1e-4, 1e-3, 1e-2]}, cv=3, n_jobs=-1)
+    return search.fit(X, y).cv_results_["mean_test_score"].tolist()
+
+
+def cross_validation() -> Any:
+    return cross_val_score(RandomForestClassifier(30, random_state=0), X, y, cv=5, n_jobs=-1).tolist()
+
+
+def forest() -> Any:
+    model = RandomForestClassifier(100, random_state=0, n_jobs=-1).fit(X, y)
+    return model.predict_proba(X[:5]).tolist()
+
+
+def importance() -> Any:
+    model = SVC(gamma=1e-3).fit(X[:600], y[:600])
+    found = permutation_importance(model, X[600:900], y[600:900], n_repeats=2, random_state=0, n_jobs=-1)
+    return found.importances_mean.tolist()
+
+
+def tiny_calls() -> Any:
+    return joblib.Parallel(n_jobs=-1)(joblib.delayed(square)(x) for x in range(20_000))
+
+
+def large_array() -> Any:
+    return joblib.Parallel(n_jobs=-1)(joblib.delayed(column_mean)(LARGE, i) for i in range(200))
+
+
+WORK: dict[str, Callable[[], Any]] = {
+    "GridSearchCV, SVC, 27 fits": grid_search,
+    "cross_val_score, forest, 5 folds": cross_validation,
+    "RandomForest, 100 trees": forest,
+    "permutation_importance, 64 features": importance,
+    "20,000 calls of nothing": tiny_calls,
+    "200 calls that share 20 MB": large_array,
+}
+
+
+def run(backend: str, work: Callable[[], Any]) -> tuple[float, Any]:
+    with joblib.parallel_config(backend=backend):
+        started = perf_counter()
+        found = work()
+        return perf_counter() - started, found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--markdown")
+    given = parser.parse_args()
+    register_joblib_backend()
+    lines = ["| work | loky | amorsize | ratio | same results |", "| --- | ---: | ---: | ---: | --- |"]
+    ratios = []
+    for name, work in WORK.items():
+        times: dict[str, list[float]] = {backend: [] for backend in BACKENDS}
+        results = {backend: run(backend, work)[1] for backend in BACKENDS}
+        for number in range(given.rounds):
+            for backend in BACKENDS if number % 2 else reversed(BACKENDS):
+                times[backend].append(run(backend, work)[0])
+        theirs, ours = median(times["loky"]), median(times["amorsize"])
+        ratios.append(ours / theirs)
+        same = "yes" if results["loky"] == results["amorsize"] else "NO"
+        lines.append(f"| {name} | {theirs * 1e3:.0f} ms | {ours * 1e3:.0f} ms | {ours / theirs:.2f} | {same} |")
+        print(lines[-1], flush=True)
+    mean = exp(sum(map(log, ratios)) / len(ratios))
+    lines.append(f"| geometric mean | | | {mean:.2f} | |")
+    print(lines[-1])
+    if given.markdown:
+        with open(given.markdown, "w", encoding="utf-8") as file:
+            file.write(
+                f"# joblib's loops on this backend and on joblib's own\n{(__doc__ or '').split(chr(10), 1)[1]}\n"
+            )
+            file.write("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""joblib's loops on an executor: what people rely on with joblib's own backend."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+joblib = pytest.importorskip("joblib")
+
+from amorsize_executor import register_joblib_backend  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def _amorsize() -> Iterator[None]:
+    register_joblib_backend()
+    with joblib.parallel_config(backend="amorsize", n_jobs=2):
+        yield
+
+
+def pid(_: object = None) -> int:
+    return os.getpid()
+
+
+def square(x: int) -> int:
+    return x * x
+
+
+def environment(name: str) -> str | None:
+    return os.environ.get(name)
+
+
+def fail_on(bad: int, x: int) -> int:
+    if x == bad:
+        raise ValueError(f"{x} is bad")
+    return x
+
+
+def test_results_come_in_order() -> None:
+    assert joblib.Parallel()(joblib.delayed(square)(x) for x in range(200)) == [x * x for x in range(200)]
+
+
+def test_calls_run_in_workers_that_the_next_loop_finds_again() -> None:
+    first = set(joblib.Parallel()(joblib.delayed(pid)() for _ in range(20)))
+    again = set(joblib.Parallel()(joblib.delayed(pid)() for _ in range(20)))
+    assert os.getpid() not in first | again
+    assert first & again
+
+
+def test_one_job_is_a_plain_loop() -> None:
+    assert set(joblib.Parallel(n_jobs=1)(joblib.delayed(pid)() for _ in range(3))) == {os.getpid()}
+
+
+@pytest.mark.parametrize("how", ["generator", "generator_unordered"])
+def test_results_may_be_taken_as_they_come(how: str) -> None:
+    results = joblib.Parallel(return_as=how)(joblib.delayed(square)(x) for x in range(50))
+    assert sorted(results) == [x * x for x in range(50)]
+
+
+def test_an_exception_is_the_users_and_the_next_loop_works() -> None:
+    with pytest.raises(ValueError, match="7 is bad"):
+        joblib.Parallel()(joblib.delayed(fail_on)(7, x) for x in range(50))
+    assert joblib.Parallel()(joblib.delayed(square)(x) for x in range(5)) == [0, 1, 4, 9, 16]
+
+
+def test_a_loop_that_takes_too_long_ends() -> None:
+    import time
+
+    with pytest.raises(Exception) as raised:
+        joblib.Parallel(timeout=0.5)(joblib.delayed(time.sleep)(60) for _ in range(4))
+    assert "Timeout" in type(raised.value).__name__
+    assert joblib.Parallel()(joblib.delayed(square)(x) for x in range(3)) == [0, 1, 4]
+
+
+def test_tasks_may_write_into_large_arrays_and_nobody_sees_it() -> None:
+    array = np.zeros(1_000_000)
+    sums = joblib.Parallel()(joblib.delayed(_fill)(array, x) for x in range(4))
+    assert sums == [0.0, 1e6, 2e6, 3e6]
+    assert not array.any()
+
+
+def _fill(array: Any, value: float) -> float:
+    array += value
+    return float(array.sum())
+
+
+def test_loops_in_tasks_do_not_make_more_processes() -> None:
+    pids = joblib.Parallel()(joblib.delayed(_inner)() for _ in range(4))
+    assert all(len(set(inner)) == 1 for inner in pids)
+
+
+def _inner() -> list[int]:
+    return list(joblib.Parallel(n_jobs=2)(joblib.delayed(pid)() for _ in range(4)))
+
+
+def test_threads_of_libraries_are_limited_as_asked() -> None:
+    with joblib.parallel_config(backend="amorsize", n_jobs=2, inner_max_num_threads=3):
+        found = joblib.Parallel()(joblib.delayed(environment)("OMP_NUM_THREADS") for _ in range(2))
+    assert found == ["3", "3"]
+
+
+@pytest.mark.parametrize("n_jobs", [-1, -2, 3])
+def test_negative_numbers_of_jobs_count_from_all_cpus(n_jobs: int) -> None:
+    from amorsize_executor import machine
+
+    expected = n_jobs if n_jobs > 0 else max(machine.cpu_count() + 1 + n_jobs, 1)
+    assert joblib.effective_n_jobs(n_jobs) == expected
+
+
+def test_no_jobs_is_an_error() -> None:
+    with pytest.raises(ValueError, match="n_jobs == 0"):
+        joblib.Parallel(n_jobs=0)(joblib.delayed(square)(x) for x in range(3))
+
+
+def test_scikit_learn_finds_the_same_as_with_its_own_backend() -> None:
+    datasets = pytest.importorskip("sklearn.datasets")
+    from sklearn.ensemble import RandomForestClassifier
+    from sklearn.model_selection import cross_val_score
+
+    X, y = datasets.load_iris(return_X_y=True)
+    forest = RandomForestClassifier(10, random_state=0)
+    ours = cross_val_score(forest, X, y, n_jobs=2)
+    with joblib.parallel_config(backend="loky", n_jobs=2):
+        theirs = cross_val_score(forest, X, y, n_jobs=2)
+    assert ours.tolist() == theirs.tolist()
+
+
+def test_without_joblib_the_error_says_what_to_install() -> None:
+    code = (
+        "import sys; sys.modules['joblib'] = None\n"
+        "try:\n    from amorsize_executor import register_joblib_backend\n"
+        "except ModuleNotFoundError as error:\n    print(error)"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50, check=True).stdout
+    assert "amorsize_executor[ml]" in out
