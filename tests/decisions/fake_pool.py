@@ -100,8 +100,7 @@ class FakePool:
         if is_over:
             del self.chunks[worker_id][0]
         self.do(self.scheduler.items_done(worker_id, chunk.chunk_id, n, self.now))
-        if not is_over:
-            self.come_to_cut(worker_id)
+        self.come_to_cut(worker_id)  # in this chunk, or in the next, of which all may have been taken back
         if item_s is not None:
             self.cost_model.observe("f", n, n * item_s)
 
@@ -173,7 +172,8 @@ class FakePool:
     # how actions are carried out
 
     def do(self, actions: Sequence[Action]) -> None:
-        for action in actions:
+        # A worker that is killed dies after all else was asked for.
+        for action in sorted(actions, key=lambda action: isinstance(action, KillRunning)):
             self._do(action)
 
     def _do(self, action: Action) -> None:
