@@ -180,8 +180,13 @@ def test_min_workers_stay(make_signal: Callable[[], Signal]) -> None:
 def _first_to_end(pids: set[int]) -> int:
     import select
 
-    fds = {os.pidfd_open(pid): pid for pid in pids}
+    fds: dict[int, int] = {}
     try:
+        for pid in pids:
+            try:
+                fds[os.pidfd_open(pid)] = pid
+            except ProcessLookupError:  # it has ended already
+                return pid
         ended, _, _ = select.select(list(fds), [], [], LIMIT_S)
         return fds[ended[0]]
     finally:
