@@ -21,6 +21,8 @@ if TYPE_CHECKING:
         optimize_streaming,
         save_config,
     )
+    from .stats import ExecutorStats, MapStats, TimeSummary, WorkerStats
+    from .workers.resources import Resource
     from .workers.sharing import Shared
 
 __version__ = "0.1.0"
@@ -29,16 +31,21 @@ __all__ = [
     "AmorsizeError",
     "AmorsizeExecutor",
     "CostModel",
+    "ExecutorStats",
+    "MapStats",
     "OptimizationResult",
     "Plan",
     "Profile",
     "QueueFull",
     "RemoteTraceback",
+    "Resource",
     "SerializationError",
     "Shared",
     "StreamingOptimizationResult",
     "TaskTimeout",
+    "TimeSummary",
     "WorkerDied",
+    "WorkerStats",
     "default_executor",
     "execute",
     "load_config",
@@ -73,6 +80,8 @@ _LAZY = {
         ),
         "optimizer",
     ),
+    **dict.fromkeys(("ExecutorStats", "MapStats", "TimeSummary", "WorkerStats"), "stats"),
+    "Resource": "workers.resources",
     "Shared": "workers.sharing",
 }
 

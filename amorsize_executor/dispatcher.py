@@ -32,10 +32,12 @@ from . import lifecycle, machine
 from .decisions.actions import (
     Action,
     BreakPool,
+    CloseResources,
     ExpireTask,
     FailItems,
     KillRunning,
     KillWorker,
+    LoadResources,
     RetireWorker,
     SendChunk,
     StartWorker,
@@ -43,6 +45,7 @@ from .decisions.actions import (
 )
 from .decisions.cost_model import CostModel
 from .decisions.planner import PoolState
+from .decisions.resources import NOTHING, Needs
 from .decisions.scheduler import Scheduler
 from .decisions.work import Chunk
 from .encoding import Parcel, Task, decode_outcomes, encode_items, encode_one, encode_tasks
@@ -60,7 +63,9 @@ from .failures import (
 from .maps import Maps
 from .options import Gate, TaskOptions
 from .overtime import Overtime
+from .residency import Residency
 from .results import Failed
+from .stats import Counters
 from .tiny import PATIENCE_S
 from .workers import protocol, serialize
 from .workers.channel import LOST, make_frame
@@ -139,6 +144,8 @@ class Dispatcher:
         self._tasks: dict[int, Task] = {}
         self._loaded: set[Hashable] = set()  # keys of functions of which workers have given results
         self.maps = Maps(self)
+        self.residency = Residency(self)
+        self.counters = Counters()
         self._last_id = 0
         self._broken: BaseException | None = None
         self.is_shut_down: bool = False
@@ -155,7 +162,7 @@ class Dispatcher:
         self._overtime = Overtime()
         self._limit_at: float | None = None  # when the time of some task or item may be over
         self._retiring: dict[int, float] = {}  # when a worker that was told to end is killed
-        self._peak_nbytes: dict[int, int] = {}
+        self.peak_nbytes: dict[int, int] = {}
         self._init_fd: int | None = None  # block of the initializer's arguments
         self._memory_checked_at = 0.0
         self._trim_at: float | None = None  # when blocks are looked through
@@ -212,6 +219,9 @@ class Dispatcher:
             _ = function.fn_id  # pickles a new function now, so that an error is this future's
             task = Task(future, function, args, kwargs, self.ledger.store)
         except Exception as error:  # told through the future, as the standard pool does
+            with self.lock:
+                self.counters.submitted += 1
+                self.counters.failed += 1
             future.set_running_or_notify_cancel()
             future.set_exception(error)
             return future
@@ -220,6 +230,7 @@ class Dispatcher:
             terms = options.terms
             if terms.timeout_s is not None:
                 task.timeout_s, until = terms.timeout_s, now + terms.timeout_s
+        needs = self.residency.admit(task.resources) if task.resources else NOTHING
         actions: list[Action] | None = None
         asks_clock = is_late = False
         try:
@@ -229,16 +240,22 @@ class Dispatcher:
                 self.pool.prepare()  # here and not in the I/O thread: the interpreter may end before that is done
             with self.lock:
                 is_late = options is not None and not self._enter(options, until)
+                if is_late:
+                    self.counters.submitted += 1
+                    self.counters.failed += 1
                 if not is_late and not self.is_shut_down and self._broken is None:
                     task_id = self.new_id()
                     self._tasks[task_id] = task
+                    self.counters.submitted += 1
+                    task.submitted_at = time.perf_counter()
                     actions = self.scheduler.submit(
                         task_id,
                         task.function.key,
-                        time.perf_counter(),
+                        task.submitted_at,
                         is_alone=task.is_large,
                         terms=terms,
                         until=until,
+                        needs=needs,
                     )
                     asks_clock = self.scheduler.asks_clock
         except BaseException:
@@ -255,6 +272,11 @@ class Dispatcher:
         if asks_clock:
             self.wake()
         return future
+
+    @property
+    def n_tasks(self) -> int:
+        """Submitted tasks that are not settled; under the lock."""
+        return len(self._tasks)
 
     def _enter(self, options: TaskOptions, until: float | None) -> bool:
         """Wait for room in the queue; False if the task's time is over before; under the lock.
@@ -293,13 +315,17 @@ class Dispatcher:
         self._last_id += 1
         return self._last_id
 
-    def pool_state(self) -> PoolState:
-        """The pool as the planner sees it; under the lock."""
+    def pool_state(self, needs: Needs = NOTHING) -> PoolState:
+        """The pool as the planner sees it for items with these needs; under the lock."""
+        n_ready, start_s = self.scheduler.n_ready, self.cost_model.worker_start_s
+        if needs:  # a worker that must load first is like one that must start
+            n_ready = self.scheduler.n_holders(needs)
+            start_s = (self.scheduler.load_s(needs) or 0.0) + (start_s if n_ready == self.scheduler.n_ready else 0.0)
         return PoolState(
-            self.scheduler.n_ready,
+            n_ready,
             self.scheduler.worker_limit,
             self.n_cpus,
-            self.cost_model.worker_start_s,
+            start_s,
             self.cost_model.chunk_overhead_s,
         )
 
@@ -320,6 +346,10 @@ class Dispatcher:
                         self._open_gate()
                 elif type(action) is TakeBack:
                     more += self._take_back(action.worker_id, action.chunk)
+                elif type(action) is LoadResources:
+                    more += self.residency.send_loads(action.worker_id, action.resource_ids)
+                elif type(action) is CloseResources:
+                    self.residency.send_closes(action.worker_id, action.resource_ids)
                 else:
                     if type(action) is StartWorker:
                         self._no_starts.clear()
@@ -422,7 +452,9 @@ class Dispatcher:
         if task.future.set_running_or_notify_cancel():
             task.has_begun = True
             return task
-        self._tasks.pop(task_id, None)
+        with self.lock:
+            self._tasks.pop(task_id, None)
+            self.counters.cancelled += 1
         task.close()
         return None
 
@@ -435,6 +467,10 @@ class Dispatcher:
         if parcel.item_nbytes is not None:
             with self.lock:
                 self.scheduler.set_item_nbytes(job.job_id, parcel.item_nbytes)
+        if parcel.resources:
+            needs = self.residency.admit(parcel.resources)
+            with self.lock:
+                self.scheduler.set_needs(job.job_id, chunk, needs)
         return parcel
 
     def _close_chunk(self, chunk: Chunk) -> list[Action]:
@@ -450,10 +486,14 @@ class Dispatcher:
             if job is not None:
                 for i in items:
                     job.settle([i], [Failed(error)], failed=True)
+                with self.lock:
+                    self.counters.items_failed += len(items)
                 self.maps.forget_if_settled(job)
             return
         for task_id in items:
-            task = self._tasks.pop(task_id, None)
+            with self.lock:
+                task = self._tasks.pop(task_id, None)
+                self.counters.failed += task is not None
             if task is not None:
                 task.close()
                 if task.has_begun or task.future.set_running_or_notify_cancel():
@@ -506,6 +546,7 @@ class Dispatcher:
             while True:
                 self._notice_abandonment()
                 self.maps.forget_dropped()
+                self.residency.forget_abandoned()
                 self._do()
                 with self.lock:
                     if self.scheduler.is_drained and not self._to_do:
@@ -538,6 +579,7 @@ class Dispatcher:
                 # No use to start what is to be killed next.
                 is_over = self._broken is not None
                 failure = Ended(action.worker_id, None, None, None, "") if is_over else pool.start(action.worker_id)
+                self.counters.workers_started += failure is None
                 if failure is not None:
                     self._ended(failure)
             elif type(action) is RetireWorker:
@@ -551,7 +593,9 @@ class Dispatcher:
             elif type(action) is KillRunning:
                 self._overtime.end(pool, action.worker_id, action.chunk_id, action.offset)
             elif type(action) is ExpireTask:
-                task = self._tasks.pop(action.task_id, None)
+                with self.lock:
+                    task = self._tasks.pop(action.task_id, None)
+                    self.counters.failed += task is not None
                 if task is not None:
                     task.close()
                     self._fail_late(task, action.worker_id)
@@ -636,6 +680,7 @@ class Dispatcher:
                 with self.lock:
                     actions = self.scheduler.worker_ready(worker_id, time.perf_counter())
                 self.execute(actions)
+                self.residency.look_at_warm_ups()
             elif code == protocol.NEED_FUNCTIONS:
                 with self.lock:
                     chunk = self.scheduler.chunk_resent(worker_id, content[1])
@@ -650,8 +695,12 @@ class Dispatcher:
                 if self._trim_at is None:
                     self._trim_at = time.perf_counter() + IDLE_S
             elif code == protocol.MEMORY:
-                self._peak_nbytes[worker_id] = content[1]
+                self.peak_nbytes[worker_id] = content[1]
                 self._fit_memory()
+            elif code == protocol.LOADED:
+                self.residency.loaded(worker_id, *content[1:])
+            elif code == protocol.LOAD_DONE:
+                self.residency.load_done(worker_id, *content[1:])
             elif code == protocol.INIT_FAILED:
                 self._break(init_error(content[1]), "the initializer failed in a worker")
         finally:
@@ -688,8 +737,12 @@ class Dispatcher:
         with self.lock:
             at_once = max(self.scheduler.n_busy, 1) + (job is not None and job.batch is not None)
             began = chunk.given_at if not chunk.n_done else chunk.progress_at
-            is_single = n == 1 == len(chunk.items) and chunk.slot is None
+            is_single = n == 1 == len(chunk.items) and chunk.slot is None and not chunk.needs
             actions = self.scheduler.items_done(worker_id, chunk_id, n, now)
+            if job is not None:
+                n_failed = sum([type(value) is Failed for value in values]) if code == protocol.OUTCOMES else 0
+                self.counters.items_failed += n_failed
+                self.counters.items_done += n - n_failed
         if actions:
             self.execute(actions)  # first give the worker its next chunk, then the caller its results
         is_measured = key is not None and n > n_skipped and elapsed_ns >= 0
@@ -702,8 +755,9 @@ class Dispatcher:
             self.maps.replace_caller(job, now)
             self.maps.forget_if_settled(job)
         elif chunk.job_id is None:
-            self._resolve(items, values)
+            self._resolve(items, values, now, max(elapsed_s / n, 0.0))
         if is_measured:
+            self.counters.run.observe(elapsed_s / n, n - n_skipped)
             if key not in self._loaded:
                 self._note_loaded(key)
             self.cost_model.observe(key, n - n_skipped, elapsed_s, cpu_s, at_once=at_once, size=size)
@@ -715,30 +769,39 @@ class Dispatcher:
             self._loaded.clear()
         self._loaded.add(key)
 
-    def _resolve(self, task_ids: Any, values: list[Any]) -> None:
+    def _resolve(self, task_ids: Any, values: list[Any], now: float, run_s: float) -> None:
+        """Settle submitted tasks; `run_s`: how long each of them ran."""
+        counters = self.counters
         for task_id, value in zip(task_ids, values, strict=True):
             task = self._tasks.pop(task_id, None)
             if task is None:
                 continue
             if task.blocks:
                 task.close()
+            counters.wait.observe(now - task.submitted_at - run_s)
             if type(value) is not Failed:
                 task.future.set_result(value)
-            elif task.future.running():
+                continue
+            counters.raised += 1
+            if task.future.running():
                 task.future.set_exception(task.error or value.error)
 
     # ------------------------------------------------------------------ ends
 
     def _ended(self, event: Ended) -> None:
         """A worker's process is gone."""
-        self._retiring.pop(event.worker_id, None)
-        self._peak_nbytes.pop(event.worker_id, None)
+        if self._retiring.pop(event.worker_id, None) is not None:
+            self.counters.workers_left += 1
+        elif event.pid is not None:
+            self.counters.workers_died += 1
+        self.peak_nbytes.pop(event.worker_id, None)
         self._last_end = event
         self.ledger.worker_gone(event.worker_id)
         with self.lock:
             actions = self.scheduler.worker_died(event.worker_id, event.running, time.perf_counter())
         self.execute(actions)
         self._do_failures(event)
+        self.residency.look_at_warm_ups()
 
     def _do_failures(self, event: Ended) -> None:
         """Fail the items of a death while its circumstances are at hand."""
@@ -772,6 +835,7 @@ class Dispatcher:
             self._broken = cause if is_told else chained(BrokenProcessPool(message), cause)
             self.is_shut_down = True
             tasks, self._tasks = self._tasks, {}
+            self.counters.failed += len(tasks)
             jobs, self.maps.jobs = self.maps.jobs, {}
             tiny = list(self.maps.tiny)
             actions = self.scheduler.give_up()
@@ -782,6 +846,7 @@ class Dispatcher:
                 task.future.set_exception(chained(BrokenProcessPool(message), cause))
         for job in jobs.values():
             job.fail(chained(BrokenProcessPool(message), cause))
+        self.residency.fail(self._broken)
         for found in tiny:
             found.fail(chained(BrokenProcessPool(message), cause))
         self.execute(actions)
@@ -805,6 +870,7 @@ class Dispatcher:
         with self.lock:
             cancelled = self.scheduler.drop_queue() if cancel_futures else []
             tasks = [task for task_id in cancelled if (task := self._tasks.pop(task_id, None)) is not None]
+            self.counters.cancelled += len(tasks)
             jobs = list(self.maps.jobs.values())
             held = set(self.scheduler.held_jobs())
         for task in tasks:
@@ -831,6 +897,7 @@ class Dispatcher:
                     with self.lock:
                         self.scheduler.cancel_map(job.job_id)
                     job.fail(RuntimeError("the interpreter ends, and workers cannot be started any more"))
+        self.residency.fail(RuntimeError("the executor was shut down before it was warm"))
         with self.lock:
             actions = self.scheduler.shutdown(time.perf_counter())
         self.execute(actions)
@@ -865,18 +932,26 @@ class Dispatcher:
 
     # ------------------------------------------------------------------ memory
 
-    def _fit_memory(self) -> None:
-        """Cap the number of workers by what their measured peak leaves room for."""
+    def memory_room(self) -> float | None:
+        """Bytes for all workers together; None if that cannot be told now. The I/O thread's."""
         now = time.perf_counter()
         if not self._memory_room or now - self._memory_checked_at > _MEMORY_PERIOD_S:
             self._memory_checked_at = now
             try:
                 limit = self.settings.memory_limit or machine.memory_limit()
             except OSError:  # no descriptor left to read it
-                return
+                return None
             own = machine.resident_nbytes(os.getpid()) or 0
             self._memory_room = limit * (1 - _MEMORY_RESERVE) - own - self.ledger.store.nbytes
-        cap = max(int(self._memory_room / max(self._peak_nbytes.values())), 1)
+        return self._memory_room
+
+    def _fit_memory(self) -> None:
+        """Cap the number of workers by what their measured peak leaves room for."""
+        room = self.memory_room()
+        if room is None:
+            return
+        now = time.perf_counter()
+        cap = max(int(room / max(self.peak_nbytes.values())), 1)
         with self.lock:
             self.scheduler.memory_cap = cap
             actions = self.scheduler.tick(now)

@@ -6,6 +6,7 @@ with the map. Results that cannot be unpickled fail alone, too.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -20,6 +21,7 @@ from .workers.warm import Block, BlockWriter, StoreFull, WarmBlocks
 if TYPE_CHECKING:
     from .decisions.work import Chunk
     from .workers.functions import Function
+    from .workers.resources import Resource
 
 
 #: Libraries whose objects tell their size by an attribute that costs nothing.
@@ -38,7 +40,10 @@ class Task:
         From the constructor, if an argument cannot be pickled.
     """
 
-    __slots__ = ("args", "blocks", "entry", "error", "function", "future", "has_begun", "timeout_s", "unstored")
+    __slots__ = (
+        "args", "blocks", "entry", "error", "function", "future", "has_begun", "resources", "submitted_at", "timeout_s",
+        "unstored",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -54,8 +59,10 @@ class Task:
         self.entry: serialize.Entry | None = None  # else: pickled
         self.blocks: Sequence[Block] = ()  # what `entry` refers to, one use of each
         self.unstored: tuple[tuple[Any, ...], dict[str, Any]] | None = None  # else: for later
+        self.resources = function.resources  # handles of those that it needs
         self.error: Exception | None = None  # why they could not be stored later
         self.has_begun = False  # the future is running
+        self.submitted_at = 0.0  # in seconds
         self.timeout_s: float | None = None  # what it may take from its submission on
         if not kwargs and serialize.is_scalar(args):
             self.args = args
@@ -75,7 +82,10 @@ class Task:
             has_bulk = bulk.is_among(args) or bulk.is_among(kwargs.values())
             self.entry = serialize.encode((args, kwargs), writer, has_bulk=has_bulk)
             self.blocks = writer.detach()
+            if writer.needs:
+                self.resources = (*self.resources, *writer.needs.values())
         except StoreFull:
+            self.resources = (*self.resources, *writer.needs.values())  # those that were met
             raise
         except Exception as error:
             what = f"an argument of {self.function.name} ({culprit(args, kwargs)})"
@@ -112,11 +122,14 @@ class Parcel(NamedTuple):
         The blocks that it refers to, one use of each.
     item_nbytes
         What an item of it carries, in bytes, on the average; None: little.
+    resources
+        Handles of the resources that its items were found to need.
     """
 
     frame: Frame
     used: Sequence[Block] = ()
     item_nbytes: float | None = None
+    resources: Sequence[Resource[Any]] = ()
 
 
 def encode_one(obj: object, what: Callable[[], str]) -> tuple[serialize.Entry, int | None]:
@@ -195,7 +208,8 @@ def encode_items(chunk: Chunk, indices: Sequence[int], job: MapJob, known: set[i
             entries = [_encode_item(job, i, item, writer) for i, item in zip(indices, items, strict=True)]
             nbytes = writer.own_nbytes + sum([serialize.pickle_nbytes(e) for e in entries if e is not None])
             parcel = _parcel(chunk, function, functions, protocol.ENTRIES, entries, writer)
-            parcel = parcel._replace(item_nbytes=nbytes / len(entries))
+            resources = tuple(writer.needs.values())
+            parcel = parcel._replace(item_nbytes=nbytes / len(entries), resources=resources)
         finally:
             writer.close()
     known.add(function.fn_id)
@@ -218,6 +232,14 @@ def own_nbytes(items: Sequence[Any], is_star: bool) -> int:
         elif type(arg).__module__.partition(".")[0] in _SIZED_BY_NBYTES:
             total += int(getattr(arg, "nbytes", 0))
     return total
+
+
+def obvious_resources(items: Sequence[Any], is_star: bool) -> list[Resource[Any]]:
+    """Handles that stand as arguments in the first item of a map; others are met when they are pickled."""
+    resources = sys.modules.get("amorsize_executor.workers.resources")
+    if resources is None:  # nobody has made one
+        return []
+    return [arg for arg in (items[0] if is_star else (items[0],)) if isinstance(arg, resources.Resource)]
 
 
 def _claims(chunk: Chunk) -> tuple[int, int] | None:

@@ -9,6 +9,7 @@ import time
 import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
@@ -29,7 +30,9 @@ if TYPE_CHECKING:
     from .integrations.progress import Progress
     from .learned import LearnedCosts
     from .options import TaskOptions
+    from .stats import ExecutorStats
     from .tiny import TinyMap
+    from .workers.resources import Resource
     from .workers.sharing import Shared
 
     P = ParamSpec("P")
@@ -582,6 +585,144 @@ class AmorsizeExecutor(Executor):
         self._own().check_open()
         return Shared(obj)
 
+    def resource(self, factory: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Resource[T]:
+        """State of each worker: an object that it builds with ``factory(*args, **kwargs)`` when it is first needed.
+
+        Parameters
+        ----------
+        factory
+            Called in a worker, once, before the first task that needs the object. If it raises, that task fails with
+            what it raised, and the next one tries again. The time that it takes counts as no task's.
+        args, kwargs
+            For `factory`; they may have other resources, and what `share` gives.
+
+        Returns
+        -------
+        Resource
+            A handle, to be put in place of the object anywhere in arguments and functions of `submit` and `map`. The
+            task gets the object that its worker has, the same for all tasks. A context manager; `Resource.close` lets
+            workers close their objects, `Resource.warm` has them built ahead of tasks.
+
+        Raises
+        ------
+        SerializationError
+            If the factory or an argument cannot be pickled.
+        RuntimeError
+            After `shutdown`.
+
+        Notes
+        -----
+        A task goes to a worker that has what it needs, and waits for one rather than have another one load it, where
+        that is sooner. Where memory is short, a worker closes what it has not used for longest.
+
+        Examples
+        --------
+        >>> import collections
+        >>> with AmorsizeExecutor(1) as executor, executor.resource(collections.Counter, "abca") as counts:
+        ...     executor.submit(collections.Counter.most_common, counts, 1).result()
+        [('a', 2)]
+        """
+        from .workers.resources import Resource
+
+        _check_callable(factory, "factory")
+        dispatcher = self._own()
+        dispatcher.check_open()
+        handle: Resource[T] = Resource(factory, args, kwargs)
+        dispatcher.residency.admit([handle])
+        return handle
+
+    def warm_up(
+        self,
+        workers: int | None = None,
+        *,
+        resources: Iterable[Resource[Any]] | None = None,
+        timeout: float | None = None,
+    ) -> None:
+        """Start workers and let them build resources, ahead of tasks; returns when they are ready.
+
+        Workers above `min_workers` leave again when they have been idle for long.
+
+        Parameters
+        ----------
+        workers
+            How many. None: `max_workers`, or as many as fit into memory.
+        resources
+            Those that these workers are to have; workers that start later build them, too, before they get tasks. None:
+            all that `resource` has given and that are not closed.
+        timeout
+            Seconds to wait. None: as long as it takes.
+
+        Raises
+        ------
+        TimeoutError
+            If they are not ready in time. They go on to start and to load.
+        Exception
+            What a factory or an initializer raised in a worker.
+        BrokenProcessPool
+            If workers cannot be started.
+        RuntimeError
+            After `shutdown`.
+        TypeError, ValueError
+            For a parameter of the wrong type or out of range.
+
+        Examples
+        --------
+        >>> with AmorsizeExecutor(2) as executor:
+        ...     executor.warm_up()
+        ...     executor.pool_state().n_ready
+        2
+        """
+        dispatcher = self._own()
+        dispatcher.check_open()
+        most = dispatcher.scheduler.worker_limit
+        if workers is None:
+            workers = most
+        _check_int("workers", workers, 1)
+        if workers > self.max_workers:
+            raise ValueError(f"workers must be at most max_workers ({self.max_workers}), got {workers!r}")
+        _check_number("timeout", timeout, 0)
+        handles: list[Resource[Any]] | None = None
+        if resources is not None:
+            from .workers.resources import Resource
+
+            handles = list(resources)
+            for handle in handles:
+                if not isinstance(handle, Resource):
+                    raise TypeError(f"resources must be what resource() gave, got {handle!r}")
+                handle.check_open()
+        future = dispatcher.residency.warm_up(workers, handles)
+        try:
+            future.result(timeout)
+        except FutureTimeoutError:
+            if future.done():  # the factory's own
+                raise
+            raise TimeoutError(f"{workers} workers were not ready within {timeout} s") from None
+
+    def stats(self, *, memory: bool = False) -> ExecutorStats:
+        """What the executor has done so far, and what it looks like now.
+
+        Parameters
+        ----------
+        memory
+            Whether to look up how much memory each worker uses, which takes some 20 microseconds for each.
+
+        Returns
+        -------
+        ExecutorStats
+            A snapshot that nothing changes any more, readable as text.
+
+        Examples
+        --------
+        >>> with AmorsizeExecutor(2) as executor:
+        ...     future = executor.submit(pow, 2, 10)
+        ...     stats = executor.stats() if future.result() else None
+        >>> stats.tasks_submitted, stats.tasks_done, stats.n_workers("idle")
+        (1, 1, 1)
+        """
+        from .stats import take_stats
+
+        return take_stats(self._own(), memory=memory)
+
     @property
     def is_open(self) -> bool:
         """Whether it takes work: it was neither shut down nor broken by workers that cannot be started."""
@@ -745,9 +886,9 @@ def _check_int(name: str, value: object, least: int | None = None) -> None:
         raise ValueError(f"{name} must be {bound}, got {value!r}")
 
 
-def _check_callable(fn: object) -> None:
+def _check_callable(fn: object, name: str = "fn") -> None:
     if not callable(fn):
-        raise TypeError(f"fn must be a callable, got {fn!r}")
+        raise TypeError(f"{name} must be a callable, got {fn!r}")
 
 
 def _check_number(name: str, value: object, least: float = -math.inf) -> None:

@@ -17,12 +17,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 from . import tiny
 from .decisions import planner, sizes
 from .decisions.plan import format_time
+from .decisions.resources import NOTHING, Needs
 from .decisions.terms import Terms
-from .encoding import own_nbytes
+from .encoding import obvious_resources, own_nbytes
 from .inline import InlineBatch, copy_items, copy_values
 from .results import Failed, MapJob
+from .stats import Counters, MapStats
 from .tiny import TinyMap
 from .workers.copies import CallerCopies
+from .workers.resources import NeedsWorker
 from .workers.serialize import are_scalars
 
 if TYPE_CHECKING:
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
     from .decisions.plan import Plan
     from .decisions.planner import PoolState
     from .decisions.scheduler import Scheduler
+    from .residency import Residency
     from .workers.functions import Function
 
 #: A map with a buffer reads on when about this part of its buffer was taken.
@@ -41,6 +45,8 @@ _GAP_S = 1e-3
 _LONG_BATCH_S = 2 * planner.INLINE_BATCH_S
 #: A caller that should help with a map, and has not for so long, does not, in seconds.
 _ABSENT_S = 0.03
+#: Why items do not run in the caller.
+_NEEDS_RESOURCE = "workers have the resource that it needs"
 #: Sizes of more items than this are not looked at to find giants: it would take longer than it gains.
 _MOST_SIZES = 100_000
 
@@ -53,6 +59,8 @@ class Engine(Protocol):
     scheduler: Scheduler
     cost_model: CostModel
     is_shut_down: bool
+    residency: Residency
+    counters: Counters
     #: Whether the I/O thread looks after held maps without being woken.
     is_watching: bool
 
@@ -65,8 +73,8 @@ class Engine(Protocol):
     def new_id(self) -> int:
         """A number for a task or map; under the lock."""
 
-    def pool_state(self) -> PoolState:
-        """The pool as the planner sees it; under the lock."""
+    def pool_state(self, needs: Needs = NOTHING) -> PoolState:
+        """The pool as the planner sees it for items with these needs; under the lock."""
 
     def ensure_thread(self) -> None:
         """Start the I/O thread if it does not run."""
@@ -124,7 +132,7 @@ class Maps:
             return None
         function = engine.register(fn)
         mean_s = engine.cost_model.mean_s(function.key)
-        if mean_s is None:
+        if mean_s is None or function.resources:
             return None
         n_items = min(map(len, iterables))
         if not 0 < n_items * mean_s < tiny.MOST_S:
@@ -151,9 +159,16 @@ class Maps:
     def run_tiny(self, found: TinyMap) -> list[Any]:
         """Run a tiny map in this thread; results of all items that are not in its `rest`."""
         try:
-            return found.run(self._engine.cost_model, self._engine.scheduler.n_busy)
+            values = found.run(self._engine.cost_model, self._engine.scheduler.n_busy)
         finally:
             self.tiny.discard(found)
+        counters = self._engine.counters
+        n_failed = int(bool(values) and type(values[-1]) is Failed)
+        with self._engine.lock:
+            counters.items_inline += len(values)
+            counters.items_failed += n_failed
+            counters.items_done += len(values) - n_failed
+        return values
 
     def convert(self, found: TinyMap) -> None:
         """Make an ordinary map of what has not begun of a tiny one."""
@@ -213,6 +228,9 @@ class Maps:
         """
         self._engine.check_open()
         function = self._engine.register(fn)
+        needs = self._engine.residency.admit((*function.resources, *obvious_resources(items, is_star)))
+        if needs and not constraint:
+            constraint = _NEEDS_RESOURCE
         may_inline = not constraint
         self._engine.ensure_thread()
         with self._engine.lock:
@@ -231,7 +249,7 @@ class Maps:
             )
             job.n_workers, job.sample_size = n_workers, sample_size
             job.timeout_s = None if terms is None else terms.timeout_s
-            self._add(job, is_closed=source is None and is_closed, terms=terms or Terms())
+            self._add(job, is_closed=source is None and is_closed, terms=terms or Terms(), needs=needs)
             nbytes = own_nbytes(items, is_star)
             if nbytes:
                 job.item_nbytes = nbytes
@@ -251,11 +269,17 @@ class Maps:
             self._engine.wake()
         return job
 
-    def _add(self, job: MapJob, *, is_closed: bool, terms: Terms) -> None:
+    def _add(self, job: MapJob, *, is_closed: bool, terms: Terms, needs: Needs = NOTHING) -> None:
         """Put a map in the books, held; under the lock."""
         self.jobs[job.job_id] = job
         self._engine.scheduler.add_map(
-            job.job_id, job.function.key, job.n_items, chunksize=job.chunksize, closed=is_closed, terms=terms
+            job.job_id,
+            job.function.key,
+            job.n_items,
+            chunksize=job.chunksize,
+            closed=is_closed,
+            terms=terms,
+            needs=needs,
         )
 
     def feed(self, job: MapJob, items: list[Any], *, is_closed: bool) -> None:
@@ -287,7 +311,7 @@ class Maps:
     def _plan(self, job: MapJob) -> Plan:
         """Plan what remains of a map; under the lock."""
         waiting = self._engine.scheduler.n_waiting(job.job_id)
-        pool = self._engine.pool_state()
+        pool = self._engine.pool_state(self._engine.scheduler.needs(job.job_id))
         job.planned_for = (pool.n_ready, job.n_items)
         cost = self._cost(job, in_map=job.n_settled > 0)
         expected = waiting if job.plan is not None else job.n_items
@@ -332,6 +356,9 @@ class Maps:
     def foresee(self, fn: Callable[..., Any], items: list[Any], chunksize: int | None, constraint: str) -> Plan:
         """The plan that a map would have; of an unknown function, a sample is run where the map would begin."""
         function = self._engine.register(fn)
+        needs = self._engine.residency.admit((*function.resources, *obvious_resources(items[:1] or [None], False)))
+        if needs and not constraint:
+            constraint = _NEEDS_RESOURCE
         cost_model = self._engine.cost_model
         if items and cost_model.lookup(function.key) is None:
             begun = time.perf_counter()
@@ -343,7 +370,7 @@ class Maps:
                     self._sample(function, items[n], n)
                 n += 1
         with self._engine.lock:
-            pool = self._engine.pool_state()
+            pool = self._engine.pool_state(needs)
         return planner.plan_map(
             function.name,
             len(items),
@@ -357,6 +384,9 @@ class Maps:
     def _sample(self, function: Function, item: Any, index: int) -> None:
         """Run one item here and measure it."""
         copied, error = copy_items([item], index, function.name, CallerCopies(function.store, None))
+        if isinstance(error, NeedsWorker):
+            self._engine.run_in_worker(function.local(), item)
+            return
         if error is not None:
             raise error
         batch = InlineBatch(index, copied, function.local(), False)
@@ -441,6 +471,9 @@ class Maps:
             return False
         name, function = job.function.name, job.function
         items, error = copy_items(job.take_items(taken), taken.start, name, self._copies(job))
+        if isinstance(error, NeedsWorker):
+            self._leave_to_workers(job, taken)
+            return True
         n_copied = len(items)
         visited_at = job.visited_at
         batch = job.batch = InlineBatch(taken.start, items, function.local(), job.is_star)
@@ -469,6 +502,10 @@ class Maps:
             # Under the lock: else the I/O thread may be about to take back the same items.
             left_over = [*batch.left_over(n), *taken[n_copied:]] if error is None else []
             self._engine.scheduler.inline_done(job.job_id, n)
+            counters = self._engine.counters
+            counters.items_inline += n
+            counters.items_failed += error is not None
+            counters.items_done += n - (error is not None)
             actions = []
             if left_over or self._engine.is_shut_down:  # idle workers may take them, or leave
                 self._engine.scheduler.return_inline(job.job_id, left_over)
@@ -477,6 +514,15 @@ class Maps:
         job.n_inline += n
         job.settle(range(taken.start, taken.start + n), values, failed=error is not None)
         return True
+
+    def _leave_to_workers(self, job: MapJob, taken: range) -> None:
+        """Items that the caller was about to run need a resource, as others perhaps do."""
+        with self._engine.lock:
+            self._engine.scheduler.return_inline(job.job_id, taken)
+            job.may_inline, job.constraint = False, _NEEDS_RESOURCE
+            plan = self._plan(job)
+        self._engine.prepare_start()
+        self.release(job, max(plan.n_workers, 1))
 
     def _copies(self, job: MapJob) -> CallerCopies:
         """What makes copies of items for the caller."""
@@ -594,6 +640,10 @@ class Maps:
                 )
             if self._last is plan:
                 self._last = job.plan
+            told = job.plan
+            assert told.actual_s is not None
+            name, took_s = job.function.name, told.actual_s
+            self._engine.counters.maps.append(MapStats(name, job.n_items, job.n_inline, told.predicted_s, took_s))
 
     def replace_caller(self, job: MapJob, now: float) -> None:
         """Have a worker more for a map whose caller was to help, and does not."""

@@ -50,6 +50,20 @@ class KillRunning(NamedTuple):
     offset: int
 
 
+class LoadResources(NamedTuple):
+    """Let a worker build resources ahead of tasks, and call `load_done` for each."""
+
+    worker_id: int
+    resource_ids: tuple[int, ...]
+
+
+class CloseResources(NamedTuple):
+    """Let a worker close resources, behind the chunks that it has."""
+
+    worker_id: int
+    resource_ids: tuple[int, ...]
+
+
 class FailItems(NamedTuple):
     """These items were running when their worker died, and may not run again; `is_late`: it was ended for that."""
 
@@ -71,5 +85,15 @@ class BreakPool(NamedTuple):
 
 
 Action = Union[  # noqa: UP007  (3.10 at run time)
-    StartWorker, SendChunk, TakeBack, RetireWorker, KillWorker, KillRunning, FailItems, ExpireTask, BreakPool
+    StartWorker,
+    SendChunk,
+    TakeBack,
+    RetireWorker,
+    KillWorker,
+    KillRunning,
+    LoadResources,
+    CloseResources,
+    FailItems,
+    ExpireTask,
+    BreakPool,
 ]

@@ -28,12 +28,16 @@ An item of a map may run for so long: who carries out tells what workers run (`l
 seen for too long is ended; the item fails with its worker. That a worker really runs what it is to be ended for is
 checked when that is done (`KillRunning`), so nothing else is hit.
 
+Tasks that need resources (`resources`) wait in a queue for each combination of them, and go to workers that have them,
+or to others where that pays.
+
 Invariants
 ----------
 * Every item is in exactly one place: waiting in its source, in one chunk of one worker, or settled (done, failed,
   cancelled, taken by the caller).
 * A worker has at most `_DEPTH` chunks, and executes items of a chunk in order.
-* While items wait and may be given out, no ready worker is idle. While none waits, an idle worker takes from one that
+* While items wait and may be given out, no ready worker is idle, save one that lacks the resources of all that wait and
+  for which loading them does not pay. While none waits, an idle worker takes from one that
   has more than it is running, if that is worth a message.
 
 Owned by whoever holds the executor's lock; no method blocks.
@@ -42,24 +46,35 @@ Owned by whoever holds the executor's lock; no method blocks.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from enum import Enum
+from typing import TYPE_CHECKING, NamedTuple
 
+from . import resources
 from .actions import (
     Action,
     BreakPool,
+    CloseResources,
     ExpireTask,
     FailItems,
     KillRunning,
     KillWorker,
+    LoadResources,
     RetireWorker,
     SendChunk,
     StartWorker,
     TakeBack,
 )
 from .cost_model import CostModel
+from .resources import NOTHING, Needs, Resource
 from .terms import Deadlines, Terms
 from .work import OVERDUE_S, Chunk, MapWork, TaskQueue
+
+if TYPE_CHECKING:
+    from typing import TypeAlias
+
+#: Where work comes from: the queue of submitted tasks, that of those with certain needs, or a map.
+_Source: TypeAlias = "int | Needs | None"
 
 #: Chunks with a worker at most: one runs, one waits.
 _DEPTH = 2
@@ -91,7 +106,7 @@ class _State(Enum):
 
 
 class _Worker:
-    __slots__ = ("asked_at", "chunks", "has_run", "idle_since", "n_given", "state")
+    __slots__ = ("ahead", "asked_at", "chunks", "has_run", "held", "idle_since", "n_given", "state", "unloaded")
 
     def __init__(self, now: float) -> None:
         self.state = _State.STARTING
@@ -100,6 +115,30 @@ class _Worker:
         self.n_given = 0  # items in its life, for max_tasks_per_child
         self.has_run = False  # some item of it was settled
         self.idle_since = now
+        self.held: dict[int, int] = {}  # bytes by resource, what was used last at the end; what it will have counts
+        self.unloaded: set[int] = set()  # those of `held` that it has not told to have
+        self.ahead: set[int] = set()  # those that it builds ahead of tasks: meanwhile it gets none
+
+
+class WorkerView(NamedTuple):
+    """What a worker looks like from outside.
+
+    Attributes
+    ----------
+    worker_id
+        Its number.
+    state
+        "starting", "loading" (resources, ahead of tasks), "idle", "busy" or "leaving".
+    n_given
+        Items that it was given in its life.
+    held
+        Bytes of the resources that it has.
+    """
+
+    worker_id: int
+    state: str
+    n_given: int
+    held: dict[int, int]
 
 
 class Scheduler:
@@ -144,7 +183,12 @@ class Scheduler:
         self._loaded: dict[int, None] = {}  # READY, with items that they have not begun and that may be taken back
         self._jobs: dict[int, MapWork] = {}
         self._queue = TaskQueue()
-        self._turn: deque[int | None] = deque([None])  # sources in turn; None is the queue of submits
+        self._lanes: dict[Needs, TaskQueue] = {}  # queues of tasks that need resources
+        self._lane_of: dict[int, TaskQueue] = {}  # by task that is not settled, where it is not `_queue`
+        self._turn: deque[_Source] = deque([None])  # sources in turn
+        self._resources: dict[int, Resource] = {}
+        self.resource_budget_nbytes: int | None = None  # for each worker, set by whoever measures memory
+        self.n_wanted = 0  # workers that are started and kept whether there is work or not, set by who warms up
         self._attempts: dict[tuple[int | None, int], int] = {}
         self._deadlines = Deadlines()  # of submitted tasks that are not settled
         self._late: dict[int, tuple[int, int, int]] = {}  # tasks in `_queue.late`: worker, chunk, offset
@@ -184,7 +228,16 @@ class Scheduler:
     @property
     def n_queued(self) -> int:
         """Submitted tasks that wait for a worker."""
-        return len(self._queue)
+        return sum([len(queue) for queue in self._queues()])
+
+    def _queues(self) -> Iterator[TaskQueue]:
+        yield self._queue
+        yield from self._lanes.values()
+
+    @property
+    def _has_tasks(self) -> bool:
+        """Whether a submitted task waits."""
+        return bool(self._queue.levels) or any(lane.levels for lane in self._lanes.values())
 
     @property
     def has_timed_maps(self) -> bool:
@@ -197,6 +250,11 @@ class Scheduler:
         return len(self._workers) - self._n_retiring < self.worker_limit
 
     @property
+    def _least(self) -> int:
+        """Workers that are kept."""
+        return max(self._min_workers, min(self.n_wanted, self.worker_limit)) if self.n_wanted else self._min_workers
+
+    @property
     def worker_limit(self) -> int:
         """Upper bound on workers now: `max_workers`, and what fits into memory."""
         if self.memory_cap is None:
@@ -206,7 +264,7 @@ class Scheduler:
     @property
     def is_drained(self) -> bool:
         """Whether `shutdown` was called, no work is left and no worker exists."""
-        return self._stopping and not self._workers and not self._queue.levels and not self._jobs
+        return self._stopping and not self._workers and not self._has_tasks and not self._jobs
 
     def n_waiting(self, job_id: int) -> int:
         """Items of a map that were not given out yet."""
@@ -227,6 +285,11 @@ class Scheduler:
         job = self._jobs.get(job_id)
         return job.waiting_items() if job is not None else []
 
+    def needs(self, job_id: int) -> Needs:
+        """The resources that items of a map need, as far as that is known."""
+        job = self._jobs.get(job_id)
+        return job.needs if job is not None else NOTHING
+
     def chunk(self, worker_id: int, chunk_id: int) -> Chunk | None:
         """A chunk that is with a worker; None when it is not."""
         worker = self._workers.get(worker_id)
@@ -243,6 +306,7 @@ class Scheduler:
         is_alone: bool = False,
         terms: Terms | None = None,
         until: float | None = None,
+        needs: Needs = NOTHING,
     ) -> list[Action]:
         """A task was submitted.
 
@@ -258,8 +322,10 @@ class Scheduler:
             What it was submitted with; None: nothing.
         until
             When its time is over, in seconds; None: never.
+        needs
+            The resources that it needs.
         """
-        queue = self._queue
+        queue = self._lane(needs) if needs else self._queue
         self.asks_clock = False
         if is_alone:
             queue.alone.add(task_id)
@@ -267,6 +333,8 @@ class Scheduler:
             queue.terms[task_id] = terms
             if until is not None:
                 self.asks_clock = self._deadlines.add(task_id, until)
+        if needs:
+            return self._submit_to_lane(task_id, key, now, queue, 0 if terms is None else terms.priority)
         if self._idle and not queue.levels:  # the common case in a calm: straight to an idle worker
             worker_id, _ = self._idle.popitem()
             worker = self._workers[worker_id]
@@ -290,6 +358,16 @@ class Scheduler:
             self.asks_clock = True  # if it waits for long, it gets another worker
         return actions
 
+    def _submit_to_lane(self, task_id: int, key: Hashable, now: float, lane: TaskQueue, priority: int) -> list[Action]:
+        self._lane_of[task_id] = lane
+        is_first = not lane.levels
+        if is_first:
+            lane.since = lane.head_since = now
+        lane.append(task_id, key, priority)
+        actions = self._act(now)
+        self.asks_clock = self.asks_clock or (is_first and bool(lane.levels))
+        return actions
+
     def add_map(
         self,
         job_id: int,
@@ -299,9 +377,10 @@ class Scheduler:
         chunksize: int | None = None,
         closed: bool = True,
         terms: Terms = _NO_TERMS,
+        needs: Needs = NOTHING,
     ) -> None:
         """A map has come. It is held (its items may only be taken by the caller) until `release_map`."""
-        job = self._jobs[job_id] = MapWork(job_id, key, n_items, chunksize, closed, terms)
+        job = self._jobs[job_id] = MapWork(job_id, key, n_items, chunksize, closed, terms, needs)
         if terms.timeout_s is not None:
             self._timed[job_id] = terms.timeout_s
         self._settle(job, 0)
@@ -314,7 +393,7 @@ class Scheduler:
         job.n_workers = n_workers
         if job.held:
             job.held = False
-            job.started_at = now
+            job.started_at = job.head_since = now
             self._turn.append(job_id)
         return self._act(now)
 
@@ -391,8 +470,10 @@ class Scheduler:
         self._n_starting -= 1
         self._failed_starts = 0
         self._cost_model.observe_worker_start(now - worker.asked_at)
-        self._idle[worker_id] = None
-        return self._act(now)
+        warm = [resource_id for resource_id, resource in self._resources.items() if resource.is_warm]
+        actions = self._load_ahead(worker_id, worker, warm) if warm and not self._stopping else []
+        self._place(worker_id, worker, now)
+        return actions + self._act(now)
 
     def items_done(self, worker_id: int, chunk_id: int, n_items: int, now: float) -> list[Action]:
         """The next `n_items` items of a chunk are settled, in order."""
@@ -426,7 +507,7 @@ class Scheduler:
             worker.n_given -= n_items
             items = chunk.cut(n_items)
             if chunk.job_id is None:
-                self._queue.put_back(items)
+                self._queue_of(chunk).put_back(items)
             elif (job := self._jobs.get(chunk.job_id)) is not None:
                 job.put_back(items)
         self._place(worker_id, worker, now)
@@ -453,9 +534,12 @@ class Scheduler:
         del worker.chunks[chunk.chunk_id]
         for other in worker.chunks.values():
             other.given_at = other.progress_at = now  # it begins
+        if worker.unloaded and chunk.needs & worker.unloaded:
+            self._not_loaded(worker, chunk.needs & worker.unloaded)
         if chunk.job_id is None:
+            queue = self._queue_of(chunk)
             for task_id in chunk.items:
-                self._forget_task(task_id)
+                self._forget_task(queue, task_id)
         self._place(worker_id, worker, now)
         actions: list[Action] = []
         if worker.state is _State.READY and not worker.chunks and self._should_leave(worker):
@@ -504,16 +588,17 @@ class Scheduler:
 
     def _recover(self, chunk: Chunk, running: tuple[int, int, int] | None, worker_id: int) -> list[Action]:
         """Sort a lost chunk's items into those that fail and those that others may run."""
+        queue = self._queue_of(chunk)
         if chunk.job_id is None:
             for item in chunk.items[: chunk.n_done]:
-                self._forget_task(item)
+                self._forget_task(queue, item)
         if self._is_over or (chunk.job_id is not None and chunk.job_id not in self._jobs):
             return []
         first = last = chunk.n_done
         if running is not None and running[0] == chunk.chunk_id:
             first, last = max(running[1], chunk.n_done), max(running[1] + running[2], chunk.n_done)
         failed, late, again = [], [], list(chunk.items[chunk.n_done : first])
-        late_items = self._queue.late if chunk.job_id is None else self._jobs[chunk.job_id].late
+        late_items = queue.late if chunk.job_id is None else self._jobs[chunk.job_id].late
         for item in chunk.items[first:last]:
             attempt = self._attempts.get((chunk.job_id, item), 0)
             if item in late_items:
@@ -526,9 +611,9 @@ class Scheduler:
         again.extend(chunk.items[last:])
         actions: list[Action] = [FailItems(chunk.job_id, tuple(failed), worker_id)] if failed else []
         if chunk.job_id is None:
-            self._queue.put_back(again)
+            queue.put_back(again)
             for item in (*failed, *late):  # the latter were told when their time was over
-                self._forget_task(item)
+                self._forget_task(queue, item)
         else:
             job = self._jobs[chunk.job_id]
             job.put_back(again)
@@ -538,7 +623,7 @@ class Scheduler:
         return actions
 
     def _retries_of(self, job_id: int | None, item: int) -> int:
-        terms = self._queue.terms.get(item) if job_id is None else self._jobs[job_id].terms
+        terms = self._queue_with(item).terms.get(item) if job_id is None else self._jobs[job_id].terms
         return self._retries if terms is None or terms.retries is None else terms.retries
 
     # ------------------------------------------------------------------ time is over
@@ -560,7 +645,8 @@ class Scheduler:
         for worker_id, mark in running.items():
             chunk = self.chunk(worker_id, mark[0]) if mark is not None and mark[2] else None
             limit_s = self._timed.get(chunk.job_id) if chunk is not None and chunk.job_id is not None else None
-            if mark is None or chunk is None or limit_s is None or not chunk.n_done <= mark[1] < len(chunk.items):
+            is_over = chunk is None or mark is None or not chunk.n_done <= mark[1] < len(chunk.items)
+            if mark is None or chunk is None or limit_s is None or is_over or chunk.loads:
                 self._seen.pop(worker_id, None)
                 continue
             seen = self._seen.get(worker_id)
@@ -606,7 +692,9 @@ class Scheduler:
         return actions
 
     def _expire(self, task_id: int) -> list[Action]:
-        if self._queue.drop(task_id):
+        queue = self._queue_with(task_id)
+        if queue.drop(task_id):
+            self._lane_of.pop(task_id, None)
             return [ExpireTask(task_id, None)]
         for worker_id, worker in self._workers.items():
             for chunk in worker.chunks.values():
@@ -615,7 +703,7 @@ class Scheduler:
                 offset = chunk.items.index(task_id)
                 if offset < chunk.n_done:
                     return []  # it was in time
-                self._queue.late.add(task_id)
+                queue.late.add(task_id)
                 self._late[task_id] = (worker_id, chunk.chunk_id, offset)
                 actions: list[Action] = [ExpireTask(task_id, worker_id)]
                 if chunk.slot is not None and not chunk.is_exhausted:  # perhaps it has not begun
@@ -631,10 +719,12 @@ class Scheduler:
         if self._idle_timeout_s is not None:
             for worker_id in list(self._idle):  # the longest idle first
                 worker = self._workers[worker_id]
-                surplus = self._n_starting + self.n_ready > self._min_workers
-                if not surplus or now - worker.idle_since < self._idle_timeout_s:
+                if self._n_starting + self.n_ready <= self._least:
                     break
-                actions.append(self._retire(worker_id, worker))
+                if now - worker.idle_since < self._idle_timeout_s:
+                    break  # and so it is for those behind it
+                if now >= self._leaves_at(worker):
+                    actions.append(self._retire(worker_id, worker))
         actions += self._act(now)
         if not self._idle and not self._n_starting and any(until <= now for until in self._overdue_times()):
             actions += self._start(1, now)  # what is stuck behind something else gets a worker of its own
@@ -643,15 +733,18 @@ class Scheduler:
     def next_tick(self, now: float) -> float | None:
         """Seconds until `tick` should be called; None when no time matters."""
         times = []
-        if self._idle_timeout_s is not None and self._idle and self.n_ready > self._min_workers:
-            oldest = self._workers[next(iter(self._idle))]
-            times.append(oldest.idle_since + self._idle_timeout_s - now)
+        if self._failed_starts >= _FAILED_STARTS and self._n_starting + self.n_ready < self._least:
+            times.append(self._start_again_at - now)
+        if self._idle_timeout_s is not None and self._idle and self.n_ready > self._least:
+            times.append(min(map(self._leaves_at, self._oldest_idle())) - now)
         may_start = not self._n_starting and self.n_ready < self.worker_limit
         limit = self.next_limit()
         if limit is not None:
             times.append(limit - now)
         if self._queue.levels and may_start:
             times.append(max(self._queue.since + self._start_s(), self._start_again_at) - now)
+        if self._resources:
+            times.extend(self._times_of_needs(now, may_start))
         if self._loaded and (self._idle or may_start):
             # Those that are past their time were seen to: nothing more can be done for them.
             times.extend(until - now for until in self._overdue_times() if until > now)
@@ -674,21 +767,25 @@ class Scheduler:
     def give_up(self) -> list[Action]:
         """The pool is broken or was ended: all work is forgotten, every worker ends, and none starts any more."""
         self._stopping = self._is_over = True
-        self._queue.clear()
+        for queue in self._queues():
+            queue.clear()
+        self._lanes.clear()
         self._jobs.clear()
         self._attempts.clear()
         self._deadlines = Deadlines()
         self._late.clear()
+        self._lane_of.clear()
         self._timed.clear()
         self._seen.clear()
         return [self._kill(worker_id, worker) for worker_id, worker in self._workers.items()]
 
     def drop_queue(self) -> list[int]:
         """Forget the submitted tasks that wait, and return their ids."""
-        dropped = self._queue.drop_waiting()
-        if self._deadlines:
+        dropped = [task_id for queue in self._queues() for task_id in queue.drop_waiting()]
+        if self._deadlines or self._lane_of:
             for task_id in dropped:
                 self._deadlines.discard(task_id)
+                self._lane_of.pop(task_id, None)
         return dropped
 
     def job_ids(self) -> tuple[int, ...]:
@@ -718,20 +815,233 @@ class Scheduler:
         """Workers that exist."""
         return tuple(self._workers)
 
+    def worker_views(self) -> list[WorkerView]:
+        """What all workers look like."""
+        return [
+            WorkerView(worker_id, self._told_state(worker), worker.n_given, self.held_by(worker_id))
+            for worker_id, worker in self._workers.items()
+        ]
+
+    def _told_state(self, worker: _Worker) -> str:
+        if worker.state is _State.STARTING:
+            return "starting"
+        if worker.state is _State.RETIRING:
+            return "leaving"
+        if worker.chunks:
+            return "busy"
+        return "loading" if worker.ahead else "idle"
+
+    # ------------------------------------------------------------------ resources
+
+    def add_resource(self, resource_id: int) -> None:
+        """Tasks may need a resource."""
+        self._resources.setdefault(resource_id, Resource())
+
+    def has_resource(self, resource_id: int) -> bool:
+        """Whether a resource is known."""
+        return resource_id in self._resources
+
+    def load_s(self, needs: Iterable[int]) -> float | None:
+        """Seconds that a worker takes to build these resources; None if one was never built."""
+        return resources.load_s(self._resources, needs)
+
+    def n_holders(self, needs: Needs) -> int:
+        """Ready workers that have all these resources, or will."""
+        return sum(needs <= w.held.keys() for w in self._workers.values() if w.state is _State.READY)
+
+    def held_by(self, worker_id: int) -> dict[int, int]:
+        """Bytes of the resources that a worker has."""
+        worker = self._workers.get(worker_id)
+        if worker is None:
+            return {}
+        return {i: nbytes for i, nbytes in worker.held.items() if i not in worker.unloaded}
+
+    def set_needs(self, job_id: int, chunk: Chunk, needs: Needs) -> None:
+        """Items of a map were found to need resources when this chunk was encoded."""
+        job, worker = self._jobs.get(job_id), self._workers.get(chunk.worker_id)
+        if job is None or worker is None:
+            return
+        job.needs |= needs
+        chunk.needs |= needs
+        for resource_id in needs - worker.held.keys():
+            self._expect(worker, resource_id)
+            chunk.loads = True
+
+    def load(self, resource_id: int, now: float) -> list[Action]:
+        """Build a resource in all ready workers that lack it, and in each that starts later."""
+        self._resources[resource_id].is_warm = True
+        actions: list[Action] = []
+        for worker_id, worker in self._workers.items():
+            if worker.state is _State.READY:
+                actions += self._load_ahead(worker_id, worker, [resource_id])
+                self._place(worker_id, worker, now)
+        return actions
+
+    def resource_loaded(self, worker_id: int, resource_id: int, load_s: float, nbytes: int, now: float) -> list[Action]:
+        """A worker has built a resource."""
+        worker = self._workers.get(worker_id)
+        resource = self._resources.get(resource_id)
+        if resource is not None:
+            resource.observe(load_s, nbytes)
+        if worker is None:
+            return []
+        worker.held.pop(resource_id, None)
+        worker.held[resource_id] = nbytes
+        worker.unloaded.discard(resource_id)
+        for chunk in worker.chunks.values():
+            chunk.loads = bool(chunk.needs & worker.unloaded)
+        if worker.chunks:
+            first = next(iter(worker.chunks.values()))
+            first.given_at = first.progress_at = now  # it begins only now
+        if resource is None:  # closed in between
+            del worker.held[resource_id]
+            return [CloseResources(worker_id, (resource_id,))]
+        return self._evict(worker_id, worker, {resource_id}, 0)
+
+    def load_done(self, worker_id: int, resource_id: int, is_loaded: bool, now: float) -> list[Action]:
+        """A worker has built a resource ahead of tasks, or could not."""
+        worker = self._workers.get(worker_id)
+        if worker is None or resource_id not in worker.ahead:
+            return []
+        worker.ahead.discard(resource_id)
+        if not is_loaded and resource_id in worker.unloaded:
+            self._not_loaded(worker, {resource_id})
+        self._place(worker_id, worker, now)
+        actions: list[Action] = []
+        if worker.state is _State.READY and not worker.chunks and not worker.ahead and self._should_leave(worker):
+            actions.append(self._retire(worker_id, worker))
+        return actions + self._act(now)
+
+    def close_resource(self, resource_id: int, now: float) -> list[Action]:
+        """Nobody will name a resource any more: it goes when the tasks that have come need it no more."""
+        resource = self._resources.get(resource_id)
+        if resource is None:
+            return []
+        resource.is_closing, resource.is_warm = True, False
+        return self._act(now)
+
+    def n_loaded(self, needs: Needs) -> int:
+        """Ready workers that have built all these resources and may get tasks."""
+        return sum(
+            needs <= worker.held.keys() and not needs & worker.unloaded and not worker.ahead
+            for worker in self._workers.values()
+            if worker.state is _State.READY
+        )
+
+    def _load_ahead(self, worker_id: int, worker: _Worker, resource_ids: Sequence[int]) -> list[Action]:
+        lacking = [i for i in resource_ids if i not in worker.held]
+        if not lacking:
+            return []
+        actions = self._evict(worker_id, worker, set(resource_ids), self._nbytes(lacking))
+        for resource_id in lacking:
+            self._expect(worker, resource_id)
+        worker.ahead.update(lacking)
+        return [*actions, LoadResources(worker_id, tuple(lacking))]
+
+    def _expect(self, worker: _Worker, resource_id: int) -> None:
+        worker.held[resource_id] = self._nbytes((resource_id,))
+        worker.unloaded.add(resource_id)
+
+    def _nbytes(self, resource_ids: Iterable[int]) -> int:
+        return sum([self._resources[i].nbytes for i in resource_ids if i in self._resources])
+
+    def _not_loaded(self, worker: _Worker, resource_ids: Iterable[int]) -> None:
+        """A worker has not built what it was expected to."""
+        for resource_id in list(resource_ids):
+            if resource_id not in worker.ahead and not any(resource_id in c.needs for c in worker.chunks.values()):
+                worker.unloaded.discard(resource_id)
+                worker.held.pop(resource_id, None)
+
+    def _use(self, worker_id: int, worker: _Worker, chunk: Chunk) -> list[Action]:
+        """A chunk that needs resources goes to a worker; returns what must be done before."""
+        lacking = chunk.needs - worker.held.keys()
+        chunk.loads = bool(lacking or chunk.needs & worker.unloaded)
+        for resource_id in chunk.needs & worker.held.keys():  # used last
+            worker.held[resource_id] = worker.held.pop(resource_id)
+        actions: list[Action] = []
+        if lacking:
+            actions = self._evict(worker_id, worker, chunk.needs, self._nbytes(lacking))
+            for resource_id in lacking:
+                self._expect(worker, resource_id)
+        return actions
+
+    def _evict(self, worker_id: int, worker: _Worker, needed: Iterable[int], nbytes: int) -> list[Action]:
+        """Let a worker close what it has no room for any more."""
+        stay = {*needed, *worker.ahead, *(i for chunk in worker.chunks.values() for i in chunk.needs)}
+        gone = resources.evictions(worker.held, stay, nbytes, self.resource_budget_nbytes)
+        for resource_id in gone:
+            del worker.held[resource_id]
+            worker.unloaded.discard(resource_id)
+        return [CloseResources(worker_id, tuple(gone))] if gone else []
+
+    def _close_unneeded(self) -> Iterator[Action]:
+        """Close resources that nobody can name, as soon as no task that has come needs them."""
+        closing = {i for i, resource in self._resources.items() if resource.is_closing}
+        if not closing:
+            return
+        needed = {i for needs, lane in self._lanes.items() if lane.levels for i in needs}
+        needed.update(i for job in self._jobs.values() for i in job.needs)
+        for worker in self._workers.values():
+            needed.update(i for chunk in worker.chunks.values() for i in chunk.needs)
+        closing -= needed
+        for worker_id, worker in self._workers.items():
+            gone = tuple([i for i in worker.held if i in closing])
+            for resource_id in gone:
+                del worker.held[resource_id]
+                worker.unloaded.discard(resource_id)
+            if gone and worker.state is _State.READY:
+                yield CloseResources(worker_id, gone)
+        for resource_id in closing:
+            del self._resources[resource_id]
+
+    def _leaves_at(self, worker: _Worker) -> float:
+        """When an idle worker leaves, in seconds."""
+        assert self._idle_timeout_s is not None
+        limit_s = self._idle_timeout_s
+        if worker.held:
+            loading_s = self.load_s([i for i in worker.held if i in self._resources]) or 0.0
+            limit_s = resources.idle_limit_s(limit_s, self._start_s(), loading_s)
+        return worker.idle_since + limit_s
+
+    def _oldest_idle(self) -> Iterator[_Worker]:
+        """The idle worker that leaves first, among a few that may."""
+        for worker_id in self._idle:
+            worker = self._workers[worker_id]
+            yield worker
+            if not worker.held:
+                return
+
+    def _times_of_needs(self, now: float, may_start: bool) -> Iterator[float]:
+        """Seconds until those that wait for a worker with their resources should have one without, or another one."""
+        for needs, lane in self._lanes.items():
+            if lane.levels:
+                loading_s = self.load_s(needs) or 0.0
+                if self._idle:
+                    yield lane.head_since + loading_s - now
+                elif may_start:
+                    yield max(lane.since + self._start_s() + loading_s, self._start_again_at) - now
+        if self._idle:
+            for job in self._jobs.values():
+                if job.needs and job.n_waiting and not job.held:
+                    yield job.head_since + (self.load_s(job.needs) or 0.0) - now
+
     # ------------------------------------------------------------------ inside
 
     def _act(self, now: float) -> list[Action]:
         """Give out what may be given out, then see whether the number of workers is right."""
         actions: list[Action] = []
         live = self._n_starting + self.n_ready
+        if self._resources:
+            actions.extend(self._close_unneeded())
         is_calm = not self._queue.levels and len(self._turn) == 1 and not self._stopping and not self._loaded
-        if is_calm and self._min_workers <= live <= self.worker_limit:
+        if is_calm and self._least <= live <= self.worker_limit:
             return actions  # nothing waits and nobody is too many
         self._assign(actions, now)
-        if self._stopping and not self._queue.levels and not self._jobs:
+        if self._stopping and not self._has_tasks and not self._jobs:
             for worker_id, worker in list(self._workers.items()):
                 is_new = not worker.has_run and not any(chunk.n_left for chunk in worker.chunks.values())
-                if worker.state is _State.STARTING or (worker.state is _State.READY and worker.chunks and is_new):
+                has_loads = worker.chunks or worker.ahead
+                if worker.state is _State.STARTING or (worker.state is _State.READY and has_loads and is_new):
                     actions.append(self._kill(worker_id, worker))  # it still imports what nobody wants of it any more
                 elif worker.state is _State.READY and not worker.chunks:
                     actions.append(self._retire(worker_id, worker))
@@ -747,27 +1057,30 @@ class Scheduler:
             surplus -= 1
         if self._idle and self._loaded:
             actions.extend(self._rebalance(now, most=len(self._idle)))
-        wanted = max(self._demand(now), self._min_workers - self._n_starting - self.n_ready)
+        wanted = max(self._demand(now), self._least - self._n_starting - self.n_ready)
         if wanted > 0:
             actions.extend(self._start(wanted, now))
         return actions
 
     def _assign(self, actions: list[Action], now: float) -> None:
+        refused: set[_Source] = set()
         while self._idle or self._partial:
-            is_calm = bool(self._idle)
-            worker_id = next(reversed(self._idle)) if is_calm else next(iter(self._partial))
+            found = self._choose(now, refused)
+            if found is None:
+                return
+            worker_id, source = found
             worker = self._workers[worker_id]
-            if not is_calm and next(iter(worker.chunks.values())).is_overdue(now):
-                del self._partial[worker_id]  # nobody knows when it ends
-                continue
-            source = self._next_source()
-            if source is False:
-                return
-            chunk = self._cut(source, worker_id, worker, is_calm)
+            is_calm = not worker.chunks
+            chunk = self._cut(source, worker_id, worker, is_calm, now)
             if chunk is None:
-                return
+                if not self._resources:
+                    return
+                refused.add(source)  # others may go to other workers
+                continue
             chunk.given_at = chunk.progress_at = now
-            chunk.is_whole = source is not None and self._jobs[source].chunksize is not None
+            if chunk.needs:
+                actions.extend(self._use(worker_id, worker, chunk))
+            chunk.is_whole = isinstance(source, int) and self._jobs[source].chunksize is not None
             if not is_calm or (len(chunk.items) > 1 and not chunk.is_whole):
                 used = {other.slot for other in worker.chunks.values()}
                 chunk.slot = next(slot for slot in range(_DEPTH) if slot not in used)
@@ -776,46 +1089,138 @@ class Scheduler:
             self._place(worker_id, worker, now)
             actions.append(SendChunk(worker_id, chunk))
 
-    def _next_source(self) -> int | bool | None:
-        """The source whose turn it is (None: the queue); False when nothing waits."""
-        if len(self._turn) == 1:
-            return None if self._queue.levels else False
-        found: list[tuple[int, int | None]] = []
-        for source in tuple(self._turn):
-            job = self._jobs.get(source) if source is not None else None
-            if source is not None and job is None:
+    def _choose(self, now: float, refused: set[_Source]) -> tuple[int, _Source] | None:
+        """A worker and the source of its next chunk; None if nothing is to be given out."""
+        for source, needs in self._waiting_sources():
+            if source in refused:
+                continue
+            worker_id = self._worker_with(source, needs, now) if needs else self._next_worker(now)
+            if worker_id is not None:
                 self._turn.remove(source)
-            elif job is None and self._queue.levels:
-                found.append((self._queue.priority, None))
-            elif job is not None and job.n_waiting:
-                found.append((job.terms.priority, source))
-        if not found:
-            return False
-        _, source = max(found, key=lambda pair: pair[0])  # the first of equals
-        self._turn.remove(source)
-        self._turn.append(source)
-        return source
+                self._turn.append(source)
+                return worker_id, source
+            if not needs:
+                return None
+        return None
 
-    def _cut(self, source: int | None, worker_id: int, worker: _Worker, is_calm: bool) -> Chunk | None:
+    def _waiting_sources(self) -> list[tuple[_Source, Needs]]:
+        """Sources of which something waits, and what that needs: by priority, and then by whose turn it is."""
+        if len(self._turn) == 1:
+            return [(None, NOTHING)] if self._queue.levels else []
+        found: list[tuple[int, _Source, Needs]] = []
+        for source in tuple(self._turn):
+            if isinstance(source, int):
+                job = self._jobs.get(source)
+                if job is None:
+                    self._turn.remove(source)
+                elif job.n_waiting:
+                    found.append((job.terms.priority, source, job.needs))
+                continue
+            queue = self._lanes.get(source) if source is not None else self._queue
+            if queue is None or (source is not None and queue.is_unused):
+                self._lanes.pop(source or NOTHING, None)
+                self._turn.remove(source)
+            elif queue.levels:
+                found.append((queue.priority, source, queue.needs))
+        found.sort(key=lambda each: -each[0])  # stable: equals stay in turn
+        return [(source, needs) for _, source, needs in found]
+
+    def _next_worker(self, now: float) -> int | None:
+        """The worker that gets the next chunk; None if all have enough."""
+        if self._idle:
+            return next(reversed(self._idle))
+        return self._next_partial(now, NOTHING)
+
+    def _next_partial(self, now: float, needs: Needs) -> int | None:
+        """A worker with these resources that has something, but ends soon."""
+        for worker_id in list(self._partial):
+            worker = self._workers[worker_id]
+            if next(iter(worker.chunks.values())).is_overdue(now):
+                del self._partial[worker_id]  # nobody knows when it ends
+            elif needs <= worker.held.keys():
+                return worker_id
+        return None
+
+    def _worker_with(self, source: _Source, needs: Needs, now: float) -> int | None:
+        """The worker for a chunk that needs resources; None if it should wait for one that has them."""
+        for worker_id in reversed(self._idle):
+            if needs <= self._workers[worker_id].held.keys():
+                return worker_id
+        holder = self._next_partial(now, needs)
+        if self._idle:
+            least = min(reversed(self._idle), key=lambda i: len(needs - self._workers[i].held.keys()))
+            if not needs & self._workers[least].held.keys():  # all are as good: one with few others
+                least = min(reversed(self._idle), key=lambda i: len(self._workers[i].held))
+            loading_s = self.load_s(needs - self._workers[least].held.keys())
+            wait_s, head_since = self._wait_s(source, needs, now)
+            if resources.pays_to_load(loading_s, wait_s, now - head_since + 1e-6):
+                return least
+        return holder
+
+    def _wait_s(self, source: _Source, needs: Needs, now: float) -> tuple[float | None, float]:
+        """How long those that wait will wait for a worker with their resources (None: nobody knows); and since when."""
+        total_s, n_holders = 0.0, 0
+        for worker in self._workers.values():
+            if worker.state is _State.READY and needs <= worker.held.keys() and not self._should_leave(worker):
+                rest_s = self._rest_s(worker, now)
+                if rest_s is not None:
+                    total_s += rest_s
+                    n_holders += 1
+        if isinstance(source, int):
+            job = self._jobs[source]
+            mean_s = self._cost_model.mean_s(job.key)
+            backlog_s, since = None if mean_s is None else mean_s * job.n_waiting, job.head_since
+        else:
+            lane = self._lanes[source or NOTHING]
+            backlog_s, since = (
+                lane.backlog_s(self._cost_model, self.load_s(needs) or 0.0, float("inf")),
+                lane.head_since,
+            )
+        if not n_holders or backlog_s is None:
+            return None, since
+        return (total_s + backlog_s) / n_holders, since
+
+    def _rest_s(self, worker: _Worker, now: float) -> float | None:
+        """Seconds until a worker has done what it has; None if nobody knows."""
+        total_s = 0.0
+        for chunk in worker.chunks.values():
+            if chunk.expected_s is None or chunk.is_overdue(now):
+                return None
+            total_s += chunk.expected_s * chunk.n_left / len(chunk.items)
+        if worker.unloaded:
+            loading_s = self.load_s(worker.unloaded)
+            if loading_s is None:
+                return None
+            begun = next(iter(worker.chunks.values())).given_at if worker.chunks else now
+            total_s += max(loading_s - (now - begun), 0.0)
+        return total_s
+
+    def _cut(self, source: _Source, worker_id: int, worker: _Worker, is_calm: bool, now: float) -> Chunk | None:
         """The next chunk of a source for a worker; None if it should not wait behind what the worker has."""
         most = None
         if self._max_tasks_per_child is not None:
             most = self._max_tasks_per_child - worker.n_given
         items: Sequence[int]
-        if source is None:
-            if not is_calm and self._n_starting + self.n_ready < self.worker_limit:
+        needs = NOTHING
+        if not isinstance(source, int):
+            if not is_calm and source is None and self._n_starting + self.n_ready < self.worker_limit:
                 return None  # should what it has block, another worker may start at once
-            items, expected_s = self._queue.cut(self._cost_model, self.n_ready, most)
+            queue = self._lanes[source] if source else self._queue
+            needs = queue.needs
+            items, expected_s = queue.cut(self._cost_model, self.n_holders(needs) if needs else self.n_ready, most)
             if not is_calm and expected_s is None:
-                self._queue.put_back(items)
+                queue.put_back(items)
                 return None
+            queue.head_since = now
         else:
             n_workers = max(min(self.n_ready + self._n_starting, self.worker_limit), 1)
             items, expected_s = self._jobs[source].cut(self._cost_model, n_workers, most, is_calm=is_calm)
             if not items:
                 return None
+            self._jobs[source].head_since = now
+            needs = self._jobs[source].needs
         self._ids += 1
-        return Chunk(self._ids, source, items, worker_id, expected_s)
+        return Chunk(self._ids, source if isinstance(source, int) else None, items, worker_id, expected_s, needs)
 
     def _rebalance(self, now: float, *, most: int, job_id: int | None = None) -> Iterator[TakeBack]:
         """Take work back from those that have the most, at most so many chunks, of one map if it is given."""
@@ -825,6 +1230,8 @@ class Scheduler:
             is_stuck = next(iter(worker.chunks.values())).is_overdue(now)
             for chunk, n_items in _rest(worker):
                 if job_id is not None and chunk.job_id != job_id:
+                    continue
+                if chunk.needs and not self._may_move(chunk, now):
                     continue
                 if is_stuck or chunk.expected_s is None:
                     found.append((float("inf"), chunk))
@@ -842,10 +1249,19 @@ class Scheduler:
             self._loaded.pop(worker_id, None)
         return TakeBack(worker_id, chunk)
 
+    def _may_move(self, chunk: Chunk, now: float) -> bool:
+        """Whether what is left of a chunk that needs resources is better off with an idle worker, or in its queue."""
+        if any(chunk.needs <= self._workers[worker_id].held.keys() for worker_id in self._idle):
+            return True
+        rest_s = None if chunk.expected_s is None else chunk.expected_s * chunk.n_left / len(chunk.items)
+        return not chunk.loads and resources.pays_to_load(self.load_s(chunk.needs), rest_s, now - chunk.given_at)
+
     def _overdue_times(self) -> Iterator[float]:
         """When those that have more than they are running should have come to it, in seconds."""
         for worker_id in self._loaded:
             chunk = next(iter(self._workers[worker_id].chunks.values()))
+            if chunk.loads:
+                continue
             yield chunk.given_at + 3 * (chunk.expected_s or 0.0) + OVERDUE_S + 1e-6
 
     def _place(self, worker_id: int, worker: _Worker, now: float) -> None:
@@ -857,7 +1273,7 @@ class Scheduler:
             return
         if _rest(worker):
             self._loaded[worker_id] = None
-        if self._should_leave(worker):
+        if self._should_leave(worker) or worker.ahead:
             return
         if not worker.chunks:
             worker.idle_since = now
@@ -895,21 +1311,23 @@ class Scheduler:
             return 0
         live = self._n_starting + self.n_ready
         for_maps = 0
-        for job_id in self._turn:
-            job = self._jobs.get(job_id) if job_id is not None else None
+        for source in self._turn:
+            job = self._jobs.get(source) if isinstance(source, int) else None
             if job is not None and job.n_waiting:
                 for_maps += max(min(job.n_workers, job.n_waiting + self.n_ready), 1)
-        for_queue = self._queue_demand(now) - self._n_starting if self._queue.levels else 0
-        return max(for_maps - live, for_queue, 0)
+        for_queues = sum([self._queue_demand(queue, now) for queue in self._queues() if queue.levels])
+        return max(for_maps - live, for_queues - self._n_starting, 0)
 
-    def _queue_demand(self, now: float) -> int:
+    def _queue_demand(self, queue: TaskQueue, now: float) -> int:
         """Workers that the submitted tasks deserve: one each if unknown or long, else one a start time of work."""
         start_s = self._start_s()
-        backlog_s = self._queue.backlog_s(self._cost_model, start_s, (self.worker_limit - self.n_ready) * start_s)
+        if queue.needs:
+            start_s += self.load_s(queue.needs) or 0.0
+        backlog_s = queue.backlog_s(self._cost_model, start_s, (self.worker_limit - self.n_ready) * start_s)
         enough = int(backlog_s / start_s + 1e-9)
-        if not enough and (not self.n_ready or now - self._queue.since >= start_s):
+        if not enough and (not self.n_ready or now - queue.since >= start_s):
             enough = 1
-        return min(enough, len(self._queue))
+        return min(enough, len(queue))
 
     def _start_s(self) -> float:
         return max(self._cost_model.worker_start_s, _LEAST_START_S)
@@ -935,10 +1353,28 @@ class Scheduler:
             self._timed.pop(job.job_id, None)
             self._forget_attempts(job.job_id)
 
-    def _forget_task(self, task_id: int) -> None:
+    def _queue_of(self, chunk: Chunk) -> TaskQueue:
+        """Where tasks of a chunk came from."""
+        return self._lane(chunk.needs) if chunk.needs and chunk.job_id is None else self._queue
+
+    def _lane(self, needs: Needs) -> TaskQueue:
+        """The queue of tasks with these needs."""
+        lane = self._lanes.get(needs)
+        if lane is None:
+            lane = self._lanes[needs] = TaskQueue(needs)
+            self._turn.append(needs)
+        return lane
+
+    def _queue_with(self, task_id: int) -> TaskQueue:
+        """Where a task waits, or has waited."""
+        return self._lane_of.get(task_id, self._queue) if self._lane_of else self._queue
+
+    def _forget_task(self, queue: TaskQueue, task_id: int) -> None:
         if self._deadlines:
             self._deadlines.discard(task_id)
-        self._queue.forget(task_id)
+        if self._lane_of:
+            self._lane_of.pop(task_id, None)
+        queue.forget(task_id)
         if self._attempts:
             self._attempts.pop((None, task_id), None)
 
@@ -950,7 +1386,7 @@ class Scheduler:
 
 def _ends_soon(chunk: Chunk) -> bool:
     """Whether another chunk may wait behind this one."""
-    return chunk.expected_s is not None and chunk.expected_s <= _PREFETCH_BELOW_S
+    return not chunk.loads and chunk.expected_s is not None and chunk.expected_s <= _PREFETCH_BELOW_S
 
 
 def _rest(worker: _Worker) -> list[tuple[Chunk, int]]:

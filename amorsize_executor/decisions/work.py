@@ -12,6 +12,7 @@ from itertools import chain
 
 from . import planner
 from .cost_model import CostModel
+from .resources import NOTHING, Needs
 from .terms import Terms
 
 #: Submitted tasks are grouped up to this much predicted work, in seconds, and this many tasks.
@@ -51,15 +52,25 @@ class Chunk:
         Nothing is left to take back: everything was claimed by its worker, or by us.
     awaits_cut
         Something was taken back, and the worker has not come to that point yet.
+    needs
+        The resources that its items need, as far as that is known.
+    loads
+        Whether its worker has to build some of them first, and has not done so yet.
     """
 
     __slots__ = (
-        "awaits_cut", "chunk_id", "expected_s", "given_at", "is_exhausted", "is_whole", "items", "job_id", "n_done",
-        "progress_at", "slot", "worker_id",
+        "awaits_cut", "chunk_id", "expected_s", "given_at", "is_exhausted", "is_whole", "items", "job_id", "loads",
+        "n_done", "needs", "progress_at", "slot", "worker_id",
     )  # fmt: skip
 
     def __init__(
-        self, chunk_id: int, job_id: int | None, items: Sequence[int], worker_id: int, expected_s: float | None
+        self,
+        chunk_id: int,
+        job_id: int | None,
+        items: Sequence[int],
+        worker_id: int,
+        expected_s: float | None,
+        needs: Needs = NOTHING,
     ) -> None:
         self.chunk_id = chunk_id
         self.job_id = job_id
@@ -72,6 +83,8 @@ class Chunk:
         self.n_done = 0
         self.is_exhausted = False
         self.awaits_cut = False
+        self.needs = needs
+        self.loads = False
 
     @property
     def n_left(self) -> int:
@@ -85,6 +98,8 @@ class Chunk:
 
     def is_overdue(self, now: float) -> bool:
         """Whether it takes much longer than expected, so that nothing should wait behind it."""
+        if self.loads:  # which is no task time
+            return False
         return self.expected_s is None or now - self.given_at > 3 * self.expected_s + OVERDUE_S
 
     def cut(self, n_items: int) -> Sequence[int]:
@@ -114,17 +129,28 @@ class MapWork:
         Size of one item, in bytes.
     started_at
         When workers were first asked to help, in seconds.
+    needs
+        The resources that items need, as far as that is known.
+    head_since
+        When items were last given to a worker, in seconds.
     late
         Items with workers that were running when their time was over.
     """
 
     __slots__ = (
-        "chunksize", "closed", "giants", "growth", "held", "job_id", "key", "late", "n_items", "n_settled", "n_workers",
-        "nbytes", "next", "passed", "returned", "started_at", "terms",
+        "chunksize", "closed", "giants", "growth", "head_since", "held", "job_id", "key", "late", "n_items",
+        "n_settled", "n_workers", "nbytes", "needs", "next", "passed", "returned", "started_at", "terms",
     )  # fmt: skip
 
     def __init__(
-        self, job_id: int, key: Hashable, n_items: int, chunksize: int | None, closed: bool, terms: Terms
+        self,
+        job_id: int,
+        key: Hashable,
+        n_items: int,
+        chunksize: int | None,
+        closed: bool,
+        terms: Terms,
+        needs: Needs = NOTHING,
     ) -> None:
         self.job_id = job_id
         self.key = key
@@ -141,6 +167,8 @@ class MapWork:
         self.growth = 0
         self.nbytes = 0.0
         self.started_at: float | None = None
+        self.needs = needs
+        self.head_since = 0.0
         self.terms = terms
         self.late: set[int] = set()
 
@@ -243,6 +271,8 @@ class TaskQueue:
 
     Attributes
     ----------
+    needs
+        The resources that all of them need.
     levels
         (task id, function's key) of those that wait, by priority, the highest first. No level is empty, and none begins
         with a task that was dropped: so it is empty when nothing waits.
@@ -254,14 +284,18 @@ class TaskQueue:
         Tasks with workers whose time is over: settled, though a worker may still run them.
     since
         When the queue was last empty, in seconds.
+    head_since
+        When a task was last given to a worker, or the queue was last empty, in seconds.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, needs: Needs = NOTHING) -> None:
+        self.needs = needs
         self.levels: dict[int, deque[tuple[int, Hashable]]] = {}
         self.alone: set[int] = set()
         self.terms: dict[int, Terms] = {}
         self.late: set[int] = set()
         self.since = 0.0
+        self.head_since = 0.0
         self._keys: dict[int, Hashable] = {}  # of tasks that are with a worker
         self._dropped: set[int] = set()  # dropped, and still in their level
 
@@ -285,6 +319,11 @@ class TaskQueue:
         if len(self.levels) > 1:
             self.levels = dict(sorted(self.levels.items(), reverse=True))
         return level
+
+    @property
+    def is_unused(self) -> bool:
+        """Whether no task waits or is with a worker."""
+        return not self.levels and not self._keys
 
     def give(self, task_id: int, key: Hashable) -> None:
         """A task goes to a worker without waiting."""

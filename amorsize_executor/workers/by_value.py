@@ -50,6 +50,14 @@ def restore_state(fn: types.FunctionType, state: tuple[Callable[..., Any], Any])
     set_state(fn, (attributes, {**slots, "__globals__": sent}))
 
 
+def forget(obj: object) -> None:
+    """Let go of a global that was sent."""
+    for name in [name for name, value in _sent.items() if value is obj]:
+        del _sent[name]
+        if _namespace.get(name) is obj:
+            del _namespace[name]
+
+
 def restore_cached(fn: Callable[..., Any], parameters: dict[str, Any]) -> Callable[..., Any]:
     """A function of `functools.lru_cache` with an empty cache; called when it is unpickled."""
     cached: Callable[..., Any] = functools.lru_cache(**parameters)(fn)

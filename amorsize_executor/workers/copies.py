@@ -13,6 +13,7 @@ from typing import Any
 
 from . import bulk, serialize
 from .mapped import MappedBlocks
+from .resources import NeedsWorker, Resource
 from .warm import SHARE_NBYTES, Block, BlockWriter, Epoch, Key, WarmBlocks, key_of
 
 #: Buffers of at least this size, in bytes, are copied into memory from NumPy, which asks for large pages: that is three
@@ -109,6 +110,10 @@ class _Writer:
 
     def refer(self, block: object) -> None:
         """Blocks of handles are at hand in this process."""
+
+    def need(self, resource: Resource[Any]) -> None:
+        """Resources are not."""
+        raise NeedsWorker(f"{resource!r} is built in workers only")
 
 
 def copied(buffer: memoryview) -> Any:

@@ -20,10 +20,13 @@ import types
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import bulk, serialize
 from .warm import SHARE_NBYTES, Block, BlockWriter, WarmBlocks
+
+if TYPE_CHECKING:
+    from .resources import Resource
 
 #: Functions remembered by identity, and by content; the least recently used goes first.
 _MAX_REMEMBERED = 512
@@ -46,9 +49,11 @@ class Function:
         What the cost model knows it by: its code, not its identity.
     name
         For people.
+    resources
+        Handles of the resources that it carries.
     """
 
-    __slots__ = ("__weakref__", "_fn", "_shipped", "_table", "blocks", "key", "name")
+    __slots__ = ("__weakref__", "_fn", "_shipped", "_table", "blocks", "key", "name", "resources")
 
     def __init__(
         self,
@@ -56,12 +61,15 @@ class Function:
         fn: Callable[..., Any],
         entry: serialize.Entry | None = None,
         blocks: Sequence[Block] = (),
+        resources: Sequence[Resource[Any]] = (),
     ) -> None:
         self._table = table
         self._fn: Callable[..., Any] | None = fn if entry is None else None
         self._shipped: tuple[int, serialize.Entry] | None = None
         if entry is not None:
-            self._shipped = table.intern(entry, has_state=_carries_state(fn))
+            # One with a resource is unpickled anew, too: the worker may have closed the object that it had.
+            self._shipped = table.intern(entry, has_state=bool(resources) or _carries_state(fn))
+        self.resources = resources
         self.blocks = blocks
         for block in blocks:
             weakref.finalize(self, block.abandon).atexit = False
@@ -149,7 +157,7 @@ class FunctionTable:
         writer = BlockWriter(self.store)
         try:
             entry = _encoded(fn, writer)
-            return Function(self, fn, entry, writer.detach())
+            return Function(self, fn, entry, writer.detach(), tuple(writer.needs.values()))
         finally:
             writer.close()
 

@@ -31,7 +31,7 @@ from itertools import chain, islice, starmap
 from typing import Any, NoReturn
 
 from .. import machine
-from . import blocks, bulk, mapped, protocol, serialize, sharing, warm
+from . import blocks, bulk, mapped, protocol, resources, serialize, sharing, warm
 from .channel import LOST, FrameReader, Receiver, make_frame
 from .claims import ClaimFile
 from .protocol import (
@@ -49,6 +49,7 @@ from .protocol import (
     WHOLE,
     StatusBlock,
 )
+from .residents import Residents
 
 #: Results wait at most this long for others of their chunk, in nanoseconds.
 _FLUSH_NS = 2_000_000
@@ -100,6 +101,7 @@ def worker_main(sock: socket.socket, parent_pid: int, env: dict[str, str]) -> No
         os.register_at_fork(after_in_child=worker.become_copy)
     try:
         worker.serve()
+        worker.close()
     except (BrokenPipeError, ConnectionResetError):
         pass  # the parent is gone, and nobody is left to tell
     finally:
@@ -176,11 +178,11 @@ class _Function:
         self.gives_plain = True  # its results are such as the journal takes as they are
         self.kept_type: type | None = None  # int or float, where the latest results were all of that type
 
-    def load(self, blocks: mapped.MappedBlocks) -> None:
+    def load(self, blocks: mapped.MappedBlocks, residents: Residents) -> None:
         """Unpickle it, anew if calls may have changed it."""
         self.call = _unloaded  # first give back what it has of blocks
         mapped.expect_again(serialize.stored_nbytes(self._entry))
-        self.call = _decode_function(self._entry, blocks)
+        self.call = _decode_function(self._entry, blocks, residents)
 
     def unload(self) -> None:
         """Forget what calls have changed in it."""
@@ -218,11 +220,18 @@ class _Worker:
         self._journal_used = 0  # bytes
         self._blocks = mapped.MappedBlocks()
         self._results = mapped.ResultBlocks()
+        self._residents = Residents(self._send)
         sharing.receive_with(self._blocks)
+        resources.receive_with(self._residents)
 
     def become_copy(self) -> None:
         """In a child that a task forked: the channel belongs to the parent of it."""
         self._is_copy = True
+
+    def close(self) -> None:
+        """The worker leaves, told to and in peace."""
+        self._unload_functions()
+        self._residents.close_all()
 
     # ------------------------------------------------------------------ messages in
 
@@ -277,6 +286,11 @@ class _Worker:
                 faulthandler.enable(os.dup(block_fd))
             else:
                 _die_with(block_fd)
+        elif code == protocol.LOAD:
+            self._load_resource(*message[1:])
+        elif code == protocol.CLOSE_RESOURCES:
+            self._unload_functions()
+            self._residents.close(message[1])
         elif code == protocol.INIT:
             return self._initialize(message[1], block_fd)
         elif code == protocol.EXIT:
@@ -294,12 +308,29 @@ class _Worker:
         self._send((protocol.READY, os.getpid()))
         return True
 
+    def _load_resource(self, resource_id: int, entry: serialize.Entry, block_ids: tuple[int, ...]) -> None:
+        """Build a resource ahead of tasks."""
+        problem: bytes | None = None
+        try:
+            serialize.decode(entry, self._blocks.lease, self._blocks.cache)
+        except BaseException as error:  # told to the parent
+            problem = encode_error(error)
+        self._send((protocol.LOAD_DONE, resource_id, problem))
+        if block_ids:
+            self._send((protocol.BLOCKS_DONE, -resource_id, self._blocks.settle()))
+
+    def _unload_functions(self) -> None:
+        """Let go of what functions with state refer to."""
+        for fn_id, function in self._functions.items():
+            if fn_id < 0:
+                function.unload()
+
     def _learn(self, functions: tuple[tuple[int, serialize.Entry], ...]) -> None:
         for fn_id, entry in functions:
             if fn_id not in self._functions:
                 function = self._functions[fn_id] = _Function(entry)
                 if fn_id > 0:  # else it is loaded for each use
-                    function.load(self._blocks)
+                    function.load(self._blocks, self._residents)
                 if len(self._functions) > _MAX_FUNCTIONS:
                     self._functions.popitem(last=False)
 
@@ -326,7 +357,7 @@ class _Worker:
                 return
             known.move_to_end(fn_id)
         if isinstance(fn_ids, int) and fn_ids < 0:
-            known[fn_ids].load(self._blocks)
+            known[fn_ids].load(self._blocks, self._residents)
         self._flushed_ns = time.perf_counter_ns()
         self._cpu_ns = -1
         offset, n = 0, len(items)
@@ -349,7 +380,7 @@ class _Worker:
             if offset or size > 1:
                 self._mark(chunk_id, offset, size)
             if not isinstance(fn_ids, int) and fn_ids[offset] < 0:
-                function.load(self._blocks)
+                function.load(self._blocks, self._residents)
             offset += self._run_group(chunk_id, offset, function, kind, items[offset : offset + size])
         if block_ids:
             self._settle_blocks(chunk_id, fn_ids)
@@ -384,6 +415,8 @@ class _Worker:
         if is_group:
             outcomes = None if function.gives_plain else []
             self._begin_journal(MARSHALLED if outcomes is None else MARSHALLED_OUTCOMES)
+        residents = self._residents
+        loading_ns = residents.loading_ns
         start = time.perf_counter_ns()
         try:
             n_claimed = self._n_claimed - offset
@@ -406,9 +439,10 @@ class _Worker:
                 elif type(item) is tuple and len(item) == 1:  # scalars
                     value = call(*item[0])
                 else:
-                    begun = time.perf_counter_ns()
+                    begun, before_ns = time.perf_counter_ns(), residents.loading_ns
                     args, kwargs = serialize.decode(item, self._blocks.lease, self._blocks.cache)
                     start += time.perf_counter_ns() - begun  # unpickling is no task time
+                    loading_ns += residents.loading_ns - before_ns
                     value = call(*args, **kwargs)
                     del args, kwargs  # views on blocks
                 values.append(value)
@@ -422,6 +456,7 @@ class _Worker:
         except BaseException as e:  # sent to the caller, whatever it is
             error = e
         elapsed = time.perf_counter_ns() - start
+        elapsed -= residents.loading_ns - loading_ns  # nor is the time to build what it needs
         if self._is_copy:
             _end_copy(error)
         n = len(values) + (error is not None or is_skipped)
@@ -655,16 +690,35 @@ def _lease_of(block_fd: int | None) -> serialize.Lease:
     return lease
 
 
-def _decode_function(entry: serialize.Entry, blocks: mapped.MappedBlocks) -> Callable[..., Any]:
+def _decode_function(entry: serialize.Entry, blocks: mapped.MappedBlocks, residents: Residents) -> Callable[..., Any]:
     """The function of an entry; one that raises for every call if it cannot be unpickled here."""
+    n_failed = residents.n_failed
     try:
         function: Callable[..., Any] = serialize.decode(entry, blocks.lease, blocks.cache)
-    except Exception as error:
+    except BaseException as error:
+        if residents.n_failed > n_failed:
+            return _try_again(error, lambda: serialize.decode(entry, blocks.lease, blocks.cache))
+        if not isinstance(error, Exception):
+            raise
         broken = add_note(error, "raised while the function of the task was unpickled in the worker")
         where = broken.__traceback__
 
         def function(*args: Any, **kwargs: Any) -> Any:
             raise broken.with_traceback(where)  # which would grow from call to call
+
+    return function
+
+
+def _try_again(error: BaseException, load: Callable[[], Callable[..., Any]]) -> Callable[..., Any]:
+    """For a function whose resource could not be built: raises that for its first call, and tries for each other."""
+    problem: BaseException | None = error
+
+    def function(*args: Any, **kwargs: Any) -> Any:
+        nonlocal problem
+        if problem is not None:
+            first, problem = problem, None
+            raise first
+        return load()(*args, **kwargs)
 
     return function
 

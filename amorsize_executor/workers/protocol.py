@@ -20,6 +20,9 @@ Parent to worker::
     (BLOCK, block_id)                            the frame's block is to be kept: entries will refer to it
     (FORGET_BLOCKS, block_ids)                   no entry will refer to them any more
     (RESULTS_FREED, numbers)                     blocks of results that nobody reads any more
+    (LOAD, resource_id, entry, block_ids)        build a resource ahead of tasks; entry: of its handle; block_ids:
+                                                 blocks that it refers to, in use as by a chunk of number -resource_id
+    (CLOSE_RESOURCES, resource_ids)              no task that was sent needs them
     (EXIT,)
 
 Worker to parent::
@@ -35,6 +38,8 @@ Worker to parent::
     (NEED_FUNCTIONS, chunk_id)                   the worker lacks a function or a block of this chunk
     (CUT, chunk_id)                              what the parent took back of this chunk will not run here
     (MEMORY, nbytes)                             peak resident memory has grown
+    (LOADED, resource_id, elapsed_ns, nbytes)    a resource was built: how long that took, and by how much memory grew
+    (LOAD_DONE, resource_id, entry or None)      the answer to LOAD; entry of (exception, traceback text)
 """
 
 from __future__ import annotations
@@ -46,8 +51,9 @@ from typing import Any
 
 from .channel import FRAME_NBYTES
 
-INIT, ATTACH, RUN, EXIT, BLOCK, FORGET_BLOCKS, RESULTS_FREED = 1, 2, 3, 4, 5, 6, 7
+INIT, ATTACH, RUN, EXIT, BLOCK, FORGET_BLOCKS, RESULTS_FREED, LOAD, CLOSE_RESOURCES = 1, 2, 3, 4, 5, 6, 7, 8, 9
 READY, INIT_FAILED, RESULTS, OUTCOMES, NEED_FUNCTIONS, MEMORY, CUT, BLOCKS_DONE = 11, 12, 13, 14, 15, 16, 17, 18
+LOADED, LOAD_DONE = 19, 20
 
 #: Kinds of outcome of one item.
 VALUE, ERROR, SKIPPED = 0, 1, 2

@@ -343,6 +343,9 @@ class _Checker(_Copier):
     def store(self, buffer: memoryview) -> Any:
         return b""
 
+    def need(self, resource: object) -> None:
+        """A worker will have it."""
+
 
 def check(obj: object) -> None:
     """Raise what an attempt to send an object raises, if anything."""

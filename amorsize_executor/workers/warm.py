@@ -31,9 +31,12 @@ import time
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from . import blocks
+
+if TYPE_CHECKING:
+    from .resources import Resource
 
 #: Buffers of at least this size, in bytes, are looked for in blocks: below, to look (about 5 us) is not much faster
 #: than to copy.
@@ -512,6 +515,8 @@ class BlockWriter:
         Buffers that were looked for.
     is_again
         What is stored now was stored before for the same item, which comes a second time: it is not shared for that.
+    needs
+        Handles of the resources that the frame refers to, by number.
     """
 
     __slots__ = (
@@ -523,6 +528,7 @@ class BlockWriter:
         "is_again",
         "n_large",
         "nbytes",
+        "needs",
         "own_nbytes",
         "used",
     )
@@ -537,6 +543,7 @@ class BlockWriter:
         self._own: Block | None = None
         self._serials: dict[tuple[int, int], int] = {}
         self.used: dict[int, Block] = {}
+        self.needs: dict[int, Resource[Any]] = {}
         self.nbytes = 0
 
     def store(self, buffer: memoryview) -> tuple[int, int, bool, int]:
@@ -582,6 +589,10 @@ class BlockWriter:
         if block.block_id not in self.used:
             block.retain()
             self.used[block.block_id] = block
+
+    def need(self, resource: Resource[Any]) -> None:
+        """The frame refers to a resource."""
+        self.needs[resource.resource_id] = resource
 
     def detach(self) -> list[Block]:
         """The blocks that the frame refers to; to release them is the caller's task now."""

@@ -9,16 +9,19 @@ from typing import Any
 from amorsize_executor.decisions.actions import (
     Action,
     BreakPool,
+    CloseResources,
     ExpireTask,
     FailItems,
     KillRunning,
     KillWorker,
+    LoadResources,
     RetireWorker,
     SendChunk,
     StartWorker,
     TakeBack,
 )
 from amorsize_executor.decisions.cost_model import CostModel
+from amorsize_executor.decisions.resources import NOTHING, Needs
 from amorsize_executor.decisions.scheduler import Scheduler
 from amorsize_executor.decisions.work import Chunk
 
@@ -43,6 +46,9 @@ class FakePool:
         self.n_given: Counter[int] = Counter()
         self.runs: Counter[Item] = Counter()
         self.failed: list[Item] = []
+        self.loading: dict[int, set[int]] = {}  # resources that a worker loads ahead of tasks
+        self.ahead: list[tuple[int, int]] = []  # (worker, resource) that was to be loaded ahead of tasks
+        self.closed: list[tuple[int, int]] = []  # (worker, resource) that was to be closed
         self.late: list[Item] = []  # failed because their time was over
         self.is_broken = False
         self.n_claimed = 1  # items that a worker has claimed ahead of what is settled, in its first chunk
@@ -58,8 +64,8 @@ class FakePool:
         return [(chunk.job_id, item) for chunks in self.chunks.values() for chunk in chunks for item in left(chunk)]
 
     def idle(self) -> list[int]:
-        """Ready workers without work."""
-        return [worker_id for worker_id in self.ready if not self.chunks[worker_id]]
+        """Ready workers without work, which load nothing ahead of it either."""
+        return [i for i in self.ready if not self.chunks[i] and not self.loading.get(i)]
 
     def busy(self) -> list[int]:
         """Workers with work."""
@@ -67,9 +73,18 @@ class FakePool:
 
     # what a test makes happen
 
-    def submit(self, *task_ids: int, key: Hashable = "f") -> None:
+    def submit(self, *task_ids: int, key: Hashable = "f", needs: Needs = NOTHING) -> None:
         for task_id in task_ids:
-            self.do(self.scheduler.submit(task_id, key, self.now))
+            self.do(self.scheduler.submit(task_id, key, self.now, needs=needs))
+
+    def load(self, worker_id: int, resource_id: int, load_s: float, nbytes: int) -> None:
+        """A worker has built a resource."""
+        self.do(self.scheduler.resource_loaded(worker_id, resource_id, load_s, nbytes, self.now))
+
+    def load_done(self, worker_id: int, resource_id: int, *, is_loaded: bool = True) -> None:
+        """A worker answers that it has built a resource ahead of tasks, or that it could not."""
+        self.loading[worker_id].discard(resource_id)
+        self.do(self.scheduler.load_done(worker_id, resource_id, is_loaded, self.now))
 
     def map(self, job_id: int, n_items: int, n_workers: int, key: Hashable = "f", **how: Any) -> None:
         self.scheduler.add_map(job_id, key, n_items, **how)
@@ -126,6 +141,7 @@ class FakePool:
             if worker_id in group:
                 group.remove(worker_id)
         del self.chunks[worker_id]
+        self.loading.pop(worker_id, None)
         self.do(self.scheduler.worker_died(worker_id, running, self.now))
 
     def die_running(self, worker_id: int) -> None:
@@ -162,6 +178,9 @@ class FakePool:
         for _ in range(most):
             self.leave()
             self.answer()
+            for worker_id, resource_ids in list(self.loading.items()):
+                for resource_id in list(resource_ids):
+                    self.load_done(worker_id, resource_id)
             busy = self.busy()
             if busy:
                 self.finish(busy[0])
@@ -202,6 +221,14 @@ class FakePool:
                 if action.worker_id in group:
                     group.remove(action.worker_id)
             self.leaving.append(action.worker_id)
+        elif isinstance(action, LoadResources):
+            assert action.worker_id in self.ready, "who loads ahead has answered and does not leave"
+            self.loading.setdefault(action.worker_id, set()).update(action.resource_ids)
+            self.ahead.extend((action.worker_id, i) for i in action.resource_ids)
+        elif isinstance(action, CloseResources):
+            running = self.chunks[action.worker_id]
+            assert not any(set(action.resource_ids) & chunk.needs for chunk in running), "a chunk needs what is closed"
+            self.closed.extend((action.worker_id, i) for i in action.resource_ids)
         elif isinstance(action, KillRunning):
             chunks = self.chunks.get(action.worker_id)
             if chunks and chunks[0].chunk_id == action.chunk_id and chunks[0].n_done == action.offset:

@@ -12,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from amorsize_executor.decisions import planner
 from amorsize_executor.decisions.cost_model import CostModel, FunctionCost
 from amorsize_executor.decisions.planner import PoolState, chunk_size, inline_batch, plan_map
+from amorsize_executor.decisions.resources import NOTHING, Needs
 from amorsize_executor.decisions.terms import Terms
 
 from .fake_pool import FakePool, Item, left
@@ -28,6 +29,8 @@ terms = st.none() | st.builds(
 
 #: Known to take 100 us, 1 s, and not known.
 KEYS = ("short", "long", "unknown")
+RESOURCES = (1, 2)
+NEEDS = st.sampled_from([NOTHING, NOTHING, frozenset({1}), frozenset({2}), frozenset({1, 2})])
 
 
 class Events(RuleBasedStateMachine):
@@ -79,19 +82,32 @@ class Events(RuleBasedStateMachine):
         self.expected_failures: list[Item] = []
         self.own_retries: dict[Item, int] = {}
         self.map_retries: dict[int, int | None] = {}
+        self.needy: set[int] = set()  # tasks and maps that need resources
+        self.scheduler.resource_budget_nbytes = 10
+        for resource_id in RESOURCES:
+            self.scheduler.add_resource(resource_id)
 
     # work arrives
 
-    @rule(key=st.sampled_from(KEYS), is_alone=st.booleans(), count=st.integers(1, 5), terms=terms)
-    def submit(self, key: str, is_alone: bool, count: int, terms: Terms | None) -> None:
+    def an_id(self, needs: Needs) -> int:
+        self.n_ids += 1
+        for resource_id in needs:
+            self.needy.add(self.n_ids)
+            self.scheduler.add_resource(resource_id)  # as an executor does before it submits
+        return self.n_ids
+
+    @rule(key=st.sampled_from(KEYS), is_alone=st.booleans(), count=st.integers(1, 5), terms=terms, needs=NEEDS)
+    def submit(self, key: str, is_alone: bool, count: int, terms: Terms | None, needs: Needs) -> None:
         now = self.pool.now
         until = None if terms is None or terms.timeout_s is None else now + terms.timeout_s
         for _ in range(count):
-            self.n_ids += 1
-            self.tasks.add(self.n_ids)
+            task_id = self.an_id(needs)
+            self.tasks.add(task_id)
             if terms is not None and terms.retries is not None:
-                self.own_retries[None, self.n_ids] = terms.retries
-            self.pool.do(self.scheduler.submit(self.n_ids, key, now, is_alone=is_alone, terms=terms, until=until))
+                self.own_retries[None, task_id] = terms.retries
+            self.pool.do(
+                self.scheduler.submit(task_id, key, now, is_alone=is_alone, terms=terms, until=until, needs=needs)
+            )
 
     @rule(
         key=st.sampled_from(KEYS),
@@ -99,12 +115,15 @@ class Events(RuleBasedStateMachine):
         chunksize=st.sampled_from([None, None, 1, 7]),
         is_open=st.booleans(),
         terms=terms,
+        needs=NEEDS,
     )
-    def add_map(self, key: str, n_items: int, chunksize: int | None, is_open: bool, terms: Terms | None) -> None:
-        self.n_ids += 1
+    def add_map(
+        self, key: str, n_items: int, chunksize: int | None, is_open: bool, terms: Terms | None, needs: Needs
+    ) -> None:
+        job_id = self.an_id(needs)
         terms = terms or Terms()
-        self.scheduler.add_map(self.n_ids, key, n_items, chunksize=chunksize, closed=not is_open, terms=terms)
-        self.map_retries[self.n_ids] = terms.retries
+        self.scheduler.add_map(job_id, key, n_items, chunksize=chunksize, closed=not is_open, terms=terms, needs=needs)
+        self.map_retries[job_id] = terms.retries
         self.sizes[self.n_ids] = n_items
         if is_open:
             self.open.add(self.n_ids)
@@ -230,6 +249,43 @@ class Events(RuleBasedStateMachine):
         assert self.scheduler.is_drained
         self.begin_anew()
 
+    # resources
+
+    @precondition(lambda self: self.pool.busy())
+    @rule(
+        data=st.data(),
+        resource_id=st.sampled_from(RESOURCES),
+        load_s=st.sampled_from([0.01, 2.0]),
+        nbytes=st.integers(0, 20),
+    )
+    def resource_loaded(self, data: st.DataObject, resource_id: int, load_s: float, nbytes: int) -> None:
+        """For a task that needs it, or unexpectedly."""
+        worker_id = data.draw(st.sampled_from(self.pool.busy()), label="worker")
+        self.pool.load(worker_id, resource_id, load_s, nbytes)
+
+    @rule(resource_id=st.sampled_from(RESOURCES))
+    def load_ahead(self, resource_id: int) -> None:
+        self.scheduler.add_resource(resource_id)
+        self.pool.do(self.scheduler.load(resource_id, self.pool.now))
+
+    @precondition(lambda self: any(self.pool.loading.values()))
+    @rule(data=st.data(), is_loaded=st.booleans())
+    def load_done(self, data: st.DataObject, is_loaded: bool) -> None:
+        found = [(worker_id, i) for worker_id, loads in self.pool.loading.items() for i in sorted(loads)]
+        worker_id, resource_id = data.draw(st.sampled_from(found), label="worker and resource")
+        if is_loaded:
+            self.pool.load(worker_id, resource_id, 0.5, 5)
+        self.pool.load_done(worker_id, resource_id, is_loaded=is_loaded)
+
+    @rule(resource_id=st.sampled_from(RESOURCES))
+    def close_resource(self, resource_id: int) -> None:
+        self.pool.do(self.scheduler.close_resource(resource_id, self.pool.now))
+
+    @rule(n_wanted=st.integers(0, 3))
+    def want_for_ever(self, n_wanted: int) -> None:
+        self.scheduler.n_wanted = n_wanted
+        self.pool.wait(0.0)
+
     # the pool itself
 
     @rule(elapsed_s=st.sampled_from([0.0, 0.01, 0.5, 5.0]))
@@ -280,10 +336,15 @@ class Events(RuleBasedStateMachine):
 
     @invariant()
     def nobody_idles_while_items_wait(self) -> None:
-        waits = self.scheduler.n_queued or any(
-            self.scheduler.n_waiting(job_id) for job_id in self.released if job_id in self.sizes
-        )
-        assert not (waits and self.pool.idle())
+        """Save for those who wait for a worker that has what they need, and shall not wait for long."""
+        held = {item for job_id, item in self.pool.held() if job_id is None}
+        settled = {item for job_id, item in [*self.pool.runs, *self.pool.failed] if job_id is None}
+        waiting = self.tasks - held - settled - self.dropped - {item for _, item in self.pool.late}
+        assert len(waiting) == self.scheduler.n_queued
+        released = [i for i in self.released if i in self.sizes and self.scheduler.n_waiting(i)]
+        if self.pool.idle():
+            assert {*waiting, *released} <= self.needy
+            assert not waiting or self.scheduler.next_tick(self.pool.now) is not None
 
     @invariant()
     def the_scheduler_knows_its_workers(self) -> None:
@@ -305,6 +366,7 @@ class Events(RuleBasedStateMachine):
             if job_id in self.open:
                 self.pool.do(self.scheduler.extend_map(job_id, self.sizes[job_id], True, self.pool.now))
             self.pool.do(self.scheduler.release_map(job_id, 1, self.pool.now))
+        self.scheduler.n_wanted = 0
         self.pool.shutdown()
         for _ in range(100):  # time passes in which nobody has anything to do
             self.pool.run_until_quiet()

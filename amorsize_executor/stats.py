@@ -1,0 +1,381 @@
+"""What an executor has done and what it looks like now, in numbers.
+
+Counting goes on all the time, so it is a few additions for each result, in the thread that has it anyway; what it looks
+like is gathered when somebody asks. Nothing here grows with the number of tasks.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections import Counter, deque
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import TYPE_CHECKING, Protocol
+
+from . import machine
+from .decisions.plan import format_time
+
+if TYPE_CHECKING:
+    import threading
+
+    from .decisions.scheduler import Scheduler
+    from .residency import Residency
+    from .workers.ledger import BlockLedger
+    from .workers.pool import WorkerPool
+
+#: Upper bounds of the buckets of times, in seconds; one more holds what is longer.
+BOUNDS_S = tuple([digit * 10.0**exponent for exponent in range(-5, 3) for digit in (1.0, 2.5, 5.0)])[:-2]
+#: Maps that are remembered.
+_LATEST_MAPS = 16
+
+
+@dataclass(frozen=True)
+class TimeSummary:
+    """A distribution of times.
+
+    Attributes
+    ----------
+    count
+        How many times were taken.
+    total_s
+        Their sum, in seconds.
+    bounds_s
+        Upper bounds of the buckets, in seconds, ascending.
+    counts
+        Times in each bucket; the last one, which has no bound, holds those above all bounds.
+    """
+
+    count: int
+    total_s: float
+    bounds_s: tuple[float, ...]
+    counts: tuple[int, ...]
+
+    @property
+    def mean_s(self) -> float:
+        """Their mean in seconds; 0 when there are none."""
+        return self.total_s / self.count if self.count else 0.0
+
+    def quantile(self, q: float) -> float:
+        """About the time that a share `q` of all is below, in seconds.
+
+        Returns
+        -------
+        float
+            Interpolated within a bucket, as Prometheus does; the largest bound, if it is above that; 0 when there are
+            no times.
+
+        Raises
+        ------
+        ValueError
+            If `q` is not between 0 and 1.
+
+        Examples
+        --------
+        >>> TimeSummary(4, 7.0, (1.0, 2.0), (2, 2, 0)).quantile(0.75)
+        1.5
+        """
+        if not 0 <= q <= 1:
+            raise ValueError(f"q must be between 0 and 1, got {q!r}")
+        rank = q * self.count
+        below = 0
+        lower_s = 0.0
+        for upper_s, n in zip(self.bounds_s, self.counts, strict=False):
+            if n and below + n >= rank:
+                return lower_s + (upper_s - lower_s) * (rank - below) / n
+            below, lower_s = below + n, upper_s
+        return self.bounds_s[-1] if self.count else 0.0
+
+    def cumulative(self) -> tuple[int, ...]:
+        """For each bound, how many times are at most as long; then how many there are in all."""
+        return tuple(accumulate(self.counts))
+
+
+class Histogram:
+    """Counts times. Written by one thread; `summary` is any thread's, and may lack the very latest."""
+
+    __slots__ = ("_counts", "_total_s")
+
+    def __init__(self) -> None:
+        self._counts = [0] * (len(BOUNDS_S) + 1)
+        self._total_s = 0.0
+
+    def observe(self, time_s: float, n: int = 1) -> None:
+        """Take in `n` equal times, in seconds."""
+        self._counts[bisect_left(BOUNDS_S, time_s)] += n
+        self._total_s += n * time_s
+
+    def summary(self) -> TimeSummary:
+        """A snapshot."""
+        counts = tuple(self._counts)
+        return TimeSummary(sum(counts), self._total_s, BOUNDS_S, counts)
+
+
+@dataclass(frozen=True)
+class MapStats:
+    """A map that has ended.
+
+    Attributes
+    ----------
+    name
+        Of the function.
+    n_items
+        How many items it had.
+    n_inline
+        Those of them that the caller ran.
+    predicted_s
+        What the plan had expected it to take, in seconds; None where nothing was known.
+    actual_s
+        What it has taken until its last result was taken, in seconds.
+    """
+
+    name: str
+    n_items: int
+    n_inline: int
+    predicted_s: float | None
+    actual_s: float
+
+
+@dataclass(frozen=True)
+class WorkerStats:
+    """A worker.
+
+    Attributes
+    ----------
+    worker_id
+        Its number; they are used once.
+    pid
+        Its process; None until it was started.
+    state
+        "starting", "loading" (it builds resources ahead of tasks), "idle", "busy" or "leaving".
+    n_tasks
+        Tasks and items that it was given.
+    resources
+        Names of the factories of the resources that it has.
+    resources_nbytes
+        By how much its memory grew as it built them, in bytes.
+    peak_nbytes
+        Its largest resident memory so far, in bytes, as it has told; None before it has.
+    memory_nbytes
+        Its resident memory now, in bytes; None unless it was asked for, or if the worker is gone.
+    """
+
+    worker_id: int
+    pid: int | None
+    state: str
+    n_tasks: int
+    resources: tuple[str, ...]
+    resources_nbytes: int
+    peak_nbytes: int | None
+    memory_nbytes: int | None
+
+
+@dataclass(frozen=True)
+class ExecutorStats:
+    """A snapshot of an executor; see `AmorsizeExecutor.stats`.
+
+    Attributes
+    ----------
+    max_workers
+        The upper bound on workers; `worker_limit` is what memory leaves of it.
+    worker_limit
+        Workers that are allowed now.
+    workers
+        Those that exist.
+    workers_started, workers_left, workers_died
+        Workers that were started, that ended because they were told to, and that ended otherwise (each was replaced, if
+        there was work for another), since the executor was made.
+    tasks_submitted
+        Calls of `submit`. Each is in one of the next five numbers.
+    tasks_queued
+        Those that wait.
+    tasks_running
+        Those that are with a worker, which runs them or will do so next.
+    tasks_done, tasks_failed, tasks_cancelled
+        Those that have a result, that have an exception, and that were cancelled.
+    items_waiting
+        Items of maps that wait.
+    items_done, items_failed
+        Items of maps that have a result, and that have an exception.
+    items_inline
+        Those of them that ran in the thread that iterates.
+    wait
+        Of submitted tasks: how long each took beside running, from `submit` to its result. It waited, what it needed
+        was loaded, and it was sent to and fro.
+    run
+        How long tasks and items ran in workers. Where short ones run in groups, their mean counts for each.
+    blocks_nbytes
+        Shared memory for arguments, in bytes.
+    maps
+        Those that have ended, the latest last; not those that were too short to be planned.
+    is_open
+        Whether it takes work.
+    """
+
+    max_workers: int
+    worker_limit: int
+    workers: tuple[WorkerStats, ...]
+    workers_started: int
+    workers_left: int
+    workers_died: int
+    tasks_submitted: int
+    tasks_queued: int
+    tasks_running: int
+    tasks_done: int
+    tasks_failed: int
+    tasks_cancelled: int
+    items_waiting: int
+    items_done: int
+    items_failed: int
+    items_inline: int
+    wait: TimeSummary
+    run: TimeSummary
+    blocks_nbytes: int
+    maps: tuple[MapStats, ...]
+    is_open: bool
+
+    def n_workers(self, state: str) -> int:
+        """How many workers are in a state, as named in `WorkerStats`."""
+        return sum(worker.state == state for worker in self.workers)
+
+    @property
+    def memory_nbytes(self) -> int | None:
+        """Resident memory of all workers together, in bytes; None unless it was asked for."""
+        known = [worker.memory_nbytes for worker in self.workers if worker.memory_nbytes is not None]
+        return sum(known) if known else None
+
+    def __str__(self) -> str:
+        states = Counter(worker.state for worker in self.workers)
+        told = ", ".join(f"{n} {state}" for state, n in states.items()) or "none"
+        lines = [
+            f"workers   {told}; at most {self.worker_limit}; "
+            f"{self.workers_started} started, {self.workers_left} left, {self.workers_died} died",
+            f"tasks     {self.tasks_queued} queued, {self.tasks_running} running, {self.tasks_done} done, "
+            f"{self.tasks_failed} failed, {self.tasks_cancelled} cancelled",
+            f"items     {self.items_waiting} waiting, {self.items_done} done ({self.items_inline} in the caller), "
+            f"{self.items_failed} failed",
+            f"wait      {_told_times(self.wait)}",
+            f"run       {_told_times(self.run)}",
+            f"memory    {_told_nbytes(self.blocks_nbytes)} in shared blocks"
+            + ("" if self.memory_nbytes is None else f", {_told_nbytes(self.memory_nbytes)} in workers"),
+        ]
+        for worker in self.workers:
+            if worker.resources:
+                size = _told_nbytes(worker.resources_nbytes)
+                lines.append(f"worker {worker.worker_id}  has {', '.join(worker.resources)} ({size})")
+        if self.maps:
+            latest = self.maps[-1]
+            predicted = "unknown" if latest.predicted_s is None else format_time(latest.predicted_s)
+            lines.append(
+                f"last map  {latest.name} over {latest.n_items} items: {predicted} predicted, "
+                f"{format_time(latest.actual_s)} real"
+            )
+        return "\n".join(lines)
+
+
+class Counters:
+    """What has happened so far."""
+
+    def __init__(self) -> None:
+        # Written under the executor's lock.
+        self.submitted = 0
+        self.cancelled = 0
+        self.failed = 0  # but for those that raised in a worker
+        self.items_done = 0
+        self.items_failed = 0
+        self.items_inline = 0
+        self.maps: deque[MapStats] = deque(maxlen=_LATEST_MAPS)
+        # Written by the I/O thread.
+        self.raised = 0
+        self.wait = Histogram()
+        self.run = Histogram()
+        self.workers_started = 0
+        self.workers_left = 0
+        self.workers_died = 0
+
+
+def _told_times(summary: TimeSummary) -> str:
+    if not summary.count:
+        return "nothing yet"
+    quantiles = ", ".join(f"{100 * q:g} % below {format_time(summary.quantile(q))}" for q in (0.5, 0.99))
+    return f"{format_time(summary.mean_s)} on average, {quantiles}"
+
+
+def _told_nbytes(nbytes: int) -> str:
+    power = min(int(math.log(nbytes, 1024)), 3) if nbytes else 0
+    return f"{nbytes / 1024**power:.3g} {('bytes', 'KiB', 'MiB', 'GiB')[power]}"
+
+
+class Engine(Protocol):
+    """What is asked of the dispatcher."""
+
+    lock: threading.Lock
+    scheduler: Scheduler
+    residency: Residency
+    ledger: BlockLedger
+    pool: WorkerPool | None
+    counters: Counters
+    #: Largest resident memory of workers, in bytes; the I/O thread's, read in single look-ups.
+    peak_nbytes: dict[int, int]
+
+    @property
+    def n_tasks(self) -> int:
+        """Submitted tasks that are not settled; under the lock."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it takes work."""
+
+
+def take_stats(engine: Engine, *, memory: bool) -> ExecutorStats:
+    """A snapshot; `memory`: with that of each worker, which takes a look at its files in /proc."""
+    counters = engine.counters
+    with engine.lock:
+        scheduler = engine.scheduler
+        views = scheduler.worker_views()
+        n_tasks, n_queued = engine.n_tasks, scheduler.n_queued
+        n_waiting = sum(map(scheduler.n_waiting, scheduler.job_ids()))
+        max_workers, worker_limit = scheduler.max_workers, scheduler.worker_limit
+        submitted, cancelled = counters.submitted, counters.cancelled
+        failed = counters.failed + counters.raised
+        done = submitted - cancelled - failed - n_tasks
+        maps = tuple(counters.maps)
+    pids = engine.pool.pids() if engine.pool is not None else {}
+    workers = []
+    for view in views:
+        pid = pids.get(view.worker_id)
+        workers.append(
+            WorkerStats(
+                worker_id=view.worker_id,
+                pid=pid,
+                state=view.state,
+                n_tasks=view.n_given,
+                resources=tuple([engine.residency.name_of(i) for i in view.held]),
+                resources_nbytes=sum(view.held.values()),
+                peak_nbytes=engine.peak_nbytes.get(view.worker_id),
+                memory_nbytes=machine.resident_nbytes(pid) if memory and pid is not None else None,
+            )
+        )
+    return ExecutorStats(
+        max_workers=max_workers,
+        worker_limit=worker_limit,
+        workers=tuple(workers),
+        workers_started=counters.workers_started,
+        workers_left=counters.workers_left,
+        workers_died=counters.workers_died,
+        tasks_submitted=submitted,
+        tasks_queued=n_queued,
+        tasks_running=n_tasks - n_queued,
+        tasks_done=done,
+        tasks_failed=failed,
+        tasks_cancelled=cancelled,
+        items_waiting=n_waiting,
+        items_done=counters.items_done,
+        items_failed=counters.items_failed,
+        items_inline=counters.items_inline,
+        wait=counters.wait.summary(),
+        run=counters.run.summary(),
+        blocks_nbytes=engine.ledger.store.nbytes,
+        maps=maps,
+        is_open=engine.is_open,
+    )
