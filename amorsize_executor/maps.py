@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from .decisions.planner import PoolState
     from .decisions.scheduler import Scheduler
     from .residency import Residency
-    from .workers.functions import Function
+    from .workers.functions import Function, FunctionTable
 
 #: A map with a buffer reads on when about this part of its buffer was taken.
 _BUFFER_PARTS = 4
@@ -57,6 +57,7 @@ class Engine(Protocol):
     #: Guards the scheduler, `Maps.jobs` and plans.
     lock: threading.Lock
     scheduler: Scheduler
+    functions: FunctionTable
     cost_model: CostModel
     is_shut_down: bool
     residency: Residency
@@ -130,9 +131,11 @@ class Maps:
         engine.check_open()
         if not all(hasattr(iterable, "__len__") for iterable in iterables):
             return None
-        function = engine.register(fn)
+        function = engine.functions.find(fn)
+        if function is None or function.resources:
+            return None
         mean_s = engine.cost_model.mean_s(function.key)
-        if mean_s is None or function.resources:
+        if mean_s is None:
             return None
         n_items = min(map(len, iterables))
         if not 0 < n_items * mean_s < tiny.MOST_S:

@@ -46,7 +46,7 @@ class MapJob:
     items
         Arguments by index, from `base` on; one value, or a tuple of arguments if `is_star`.
     frontier
-        In an ordered map: every item below it is settled.
+        In an ordered map, and one that reads its items as results are taken: every item below it is settled.
     n_out
         Results handed to the caller.
     """
@@ -69,6 +69,7 @@ class MapJob:
         self.items = items
         self.base = 0
         self.is_star = is_star
+        self.is_lazy = source is not None  # its items may be large, and many: those that are done are let go
         self.source = source  # the caller's: more items, read lazily; None when all are in `items`
         self.chunksize = chunksize
         self.is_ordered = is_ordered
@@ -195,7 +196,7 @@ class MapJob:
             self.n_settled += len(values)
             if not self.is_ordered:
                 self.unordered.append(values)
-            elif isinstance(indices, range):
+            if isinstance(indices, range):
                 self._place(indices.start, values)
             else:
                 for i, value in zip(indices, values, strict=False):
@@ -205,8 +206,13 @@ class MapJob:
 
     def _place(self, start: int, values: list[Any]) -> None:
         at = start - self.base
-        self.slots[at : at + len(values)] = values
         stop = start + len(values)
+        if self.is_ordered:
+            self.slots[at : at + len(values)] = values
+        elif self.is_lazy:
+            self.items[at : at + len(values)] = [None] * len(values)
+        else:
+            return
         if start != self.frontier:
             self.segments[start] = stop
             return
@@ -214,6 +220,8 @@ class MapJob:
             while stop in self.segments:
                 stop = self.segments.pop(stop)
         self.frontier = stop
+        if not self.is_ordered:
+            self._trim(stop - self.base)
 
     def take(self, most: int | None = None) -> list[Any] | None:
         """Results that are ready, up to `most`; None when there are none."""
@@ -237,14 +245,18 @@ class MapJob:
             stop = min(stop, start + most)
         batch = self.slots[start:stop]
         self.slots[start:stop] = [None] * len(batch)
-        if self.source is not None:  # what the buffer bounds may be large: nobody else keeps it
+        if self.is_lazy:
             self.items[start:stop] = [None] * len(batch)
         self.n_out += len(batch)
-        if stop >= _TRIM and stop >= len(self.slots) // 4:
-            del self.slots[:stop]
-            del self.items[:stop]
-            self.base += stop
+        self._trim(stop)
         return batch
+
+    def _trim(self, n_done: int) -> None:
+        """Give places at the front back, if that is worth while."""
+        if n_done >= _TRIM and n_done >= len(self.items) // 4:
+            del self.slots[:n_done]
+            del self.items[:n_done]
+            self.base += n_done
 
     def wait(self, until: float | None) -> None:
         """Wait for results until a time (of `time.monotonic`).

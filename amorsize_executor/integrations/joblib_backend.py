@@ -60,11 +60,16 @@ def _run(batch: Callable[[], Any]) -> Any:
 
 
 class AmorsizeBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc]  # joblib has no types
-    """What `joblib.parallel_config(backend="amorsize")` uses."""
+    """What `joblib.parallel_config(backend="amorsize")` uses.
+
+    joblib has one for all loops under a `parallel_config`, though one may run while the results of another are still
+    taken. So each loop gets one of its own (`configure`).
+    """
 
     supports_retrieve_callback = True
     supports_inner_max_num_threads = True
 
+    _is_of_one_loop = False
     _pool: AmorsizeExecutor | None = None
 
     def effective_n_jobs(self, n_jobs: int | None) -> int:
@@ -80,6 +85,10 @@ class AmorsizeBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
         n_jobs = self.effective_n_jobs(n_jobs)
         if n_jobs == 1:
             raise FallbackToBackend(SequentialBackend(nesting_level=self.nesting_level))
+        if not self._is_of_one_loop:
+            own = type(self)(nesting_level=self.nesting_level, inner_max_num_threads=self.inner_max_num_threads)
+            own._is_of_one_loop = True
+            raise FallbackToBackend(own)
         self.parallel = parallel
         self._pool = _executor(n_jobs, self.inner_max_num_threads)
         return n_jobs

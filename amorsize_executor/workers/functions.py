@@ -126,6 +126,11 @@ class FunctionTable:
         self._content_nbytes = 0
         self._last_id = 0
 
+    def find(self, fn: Callable[..., Any]) -> Function | None:
+        """The entry of a function that was registered and cannot have changed since; nothing is pickled."""
+        found = self._by_identity.get(id(fn))
+        return found[2] if found is not None and found[0] is fn and _hold(found[1]) else None
+
     def register(self, fn: Callable[..., Any]) -> Function:
         """The entry of a function, made now or found.
 
@@ -134,9 +139,9 @@ class FunctionTable:
         SerializationError
             If it cannot be pickled; an exception of its own ``__reduce__`` passes as it is.
         """
-        found = self._by_identity.get(id(fn))
-        if found is not None and found[0] is fn and _hold(found[1]):
-            return found[2]
+        found = self.find(fn)
+        if found is not None:
+            return found
         guards = _guards(fn)
         if guards is None:
             return self._freeze(fn)

@@ -92,7 +92,8 @@ def worker_main(sock: socket.socket, parent_pid: int, env: dict[str, str]) -> No
     os.environ.update(env)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the parent decides
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # blocked by the parent, for what came before this
-    atexit.register(_leave, os.getpid())  # before any task can register anything: so it runs after all that
+    is_told: list[bool] = []  # filled when the worker leaves because it was told to, and in peace
+    atexit.register(_leave, os.getpid(), is_told)  # before any task can register anything: so it runs after all that
     sock.setblocking(True)
     _watch_parent(parent_pid)
     warm.close_inherited()  # by a forked worker
@@ -102,18 +103,20 @@ def worker_main(sock: socket.socket, parent_pid: int, env: dict[str, str]) -> No
     try:
         worker.serve()
         worker.close()
+        is_told.append(True)
     except (BrokenPipeError, ConnectionResetError):
         pass  # the parent is gone, and nobody is left to tell
     finally:
         sock.detach()  # closed by the end of this process: what runs at its exit is not cut short
 
 
-def _leave(pid: int) -> None:
+def _leave(pid: int, is_told: list[bool]) -> None:
     """End this process without taking the interpreter apart, which takes 10 ms, or half a second with large libraries.
 
-    By now threads were joined and exit handlers of tasks have run. A process that a task forked ends in its own way.
+    By now threads were joined and exit handlers of tasks have run. A process that a task forked ends in its own way,
+    and so does a worker that has failed: its exit status tells.
     """
-    if os.getpid() != pid:
+    if os.getpid() != pid or not is_told:
         return
     logging = sys.modules.get("logging")
     if logging is not None:

@@ -7,6 +7,7 @@ import io
 import itertools
 import os
 import threading
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
@@ -227,6 +228,32 @@ def test_a_buffer_works_with_several_iterables(either: AmorsizeExecutor) -> None
 def test_a_buffer_works_unordered_and_with_a_chunksize(executor: AmorsizeExecutor) -> None:
     results = executor.map(tasks.square, range(100), buffersize=20, chunksize=4, ordered=False)
     assert sorted(results) == [i * i for i in range(100)]
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_a_buffered_map_keeps_no_item_that_is_done(either: AmorsizeExecutor, ordered: bool) -> None:
+    alive: weakref.WeakSet[_Item] = weakref.WeakSet()
+
+    def items() -> Iterator[_Item]:
+        while True:
+            item = _Item()
+            alive.add(item)
+            yield item
+
+    results = either.map(_nothing, items(), buffersize=8, ordered=ordered)
+    for _ in range(500):
+        next(results)
+    gc.collect()
+    assert len(alive) <= 16
+    results.close()  # type: ignore[attr-defined]
+
+
+class _Item:
+    """Something that can be referred to weakly."""
+
+
+def _nothing(_: object) -> None:
+    pass
 
 
 def test_the_input_is_read_in_the_thread_that_takes_results(either: AmorsizeExecutor) -> None:

@@ -152,6 +152,28 @@ def test_killed_workers_break_tiny_maps_like_others(known: AmorsizeExecutor) -> 
         list(results)
 
 
+def test_a_function_with_state_is_pickled_once_for_each_map(known: AmorsizeExecutor) -> None:
+    fn = _Stateful()
+    for _ in range(3):
+        before = _Stateful.n_pickled
+        assert list(known.map(fn, range(10))) == list(range(10))
+        assert _Stateful.n_pickled - before == 1
+
+
+class _Stateful:
+    n_pickled = 0
+
+    def __init__(self) -> None:
+        self.seen: list[int] = []
+
+    def __call__(self, x: int) -> int:
+        return x
+
+    def __getstate__(self) -> dict[str, Any]:
+        type(self).n_pickled += 1
+        return self.__dict__
+
+
 def test_many_threads_may_run_tiny_maps(known: AmorsizeExecutor) -> None:
     counts: list[int] = []
 

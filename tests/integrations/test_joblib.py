@@ -62,6 +62,14 @@ def test_results_may_be_taken_as_they_come(how: str) -> None:
     assert sorted(results) == [x * x for x in range(50)]
 
 
+def test_a_loop_may_run_while_the_results_of_another_are_taken() -> None:
+    calls = (joblib.delayed(square)(x) for x in range(2_000))
+    results = joblib.Parallel(return_as="generator", batch_size=1, pre_dispatch=2)(calls)
+    assert next(results) == 0
+    assert joblib.Parallel()(joblib.delayed(square)(x) for x in range(5)) == [0, 1, 4, 9, 16]
+    assert list(results) == [x * x for x in range(1, 2_000)]
+
+
 def test_an_exception_is_the_users_and_the_next_loop_works() -> None:
     with pytest.raises(ValueError, match="7 is bad"):
         joblib.Parallel()(joblib.delayed(fail_on)(7, x) for x in range(50))

@@ -1,0 +1,31 @@
+"""How a worker's process ends."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = """
+import os, socket
+from amorsize_executor.workers import protocol
+from amorsize_executor.workers.channel import make_frame
+from amorsize_executor.workers.process import worker_main
+
+ours, theirs = socket.socketpair()
+ours.sendall(make_frame({message}).data)
+worker_main(theirs, os.getppid(), {{}})
+"""
+
+
+@pytest.mark.parametrize(
+    ("message", "status", "error"),
+    [("(protocol.EXIT,)", 0, ""), ("(protocol.RUN, 'not a chunk')", 1, "ValueError")],
+    ids=["told to leave", "failed"],
+)
+def test_the_exit_status_tells_whether_a_worker_has_failed(message: str, status: int, error: str) -> None:
+    code = SCRIPT.format(message=message)
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50, check=False)
+    assert ended.returncode == status
+    assert error in ended.stderr
