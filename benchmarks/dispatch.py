@@ -47,7 +47,7 @@ IMPORT_TARGET = 1.5
 
 BARE = "bare interpreter"
 IMPORTS = {
-    OURS: "import amorsize_executor",
+    OURS: "from amorsize_executor import AmorsizeExecutor",
     STANDARD: "import concurrent.futures.process",
     LOKY: "import loky",
     BARE: "pass",

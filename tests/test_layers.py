@@ -188,8 +188,8 @@ def test_import_is_light(name: str, loaded_by_import: set[str]) -> None:
 
 @pytest.fixture(scope="module")
 def loaded_by_import() -> set[str]:
-    """Top-level modules that a fresh interpreter has after `import amorsize_executor`."""
-    code = f"import {NAME}, sys; print(*{{name.partition('.')[0] for name in sys.modules}})"
+    """Top-level modules that a fresh interpreter has after an import of the executor."""
+    code = f"import sys; from {NAME} import AmorsizeExecutor; print(*{{name.partition('.')[0] for name in sys.modules}})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return set(done.stdout.split())
 
