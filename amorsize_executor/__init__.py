@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .counters import MapStats
     from .decisions.cost_model import CostModel
     from .decisions.plan import Plan
     from .errors import AmorsizeError, QueueFull, RemoteTraceback, SerializationError, TaskTimeout, WorkerDied
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
         optimize_streaming,
         save_config,
     )
-    from .stats import ExecutorStats, MapStats, TimeSummary, WorkerStats
+    from .stats import ExecutorStats, TimeSummary, WorkerStats
     from .workers.resources import Resource
     from .workers.sharing import Shared
 
@@ -62,6 +63,7 @@ _LAZY = {
     "AmorsizeExecutor": "executor",
     "register_joblib_backend": "integrations.joblib_backend",
     "CostModel": "decisions.cost_model",
+    "MapStats": "counters",
     "Plan": "decisions.plan",
     **dict.fromkeys(
         ("AmorsizeError", "QueueFull", "RemoteTraceback", "SerializationError", "TaskTimeout", "WorkerDied"), "errors"
@@ -80,7 +82,7 @@ _LAZY = {
         ),
         "optimizer",
     ),
-    **dict.fromkeys(("ExecutorStats", "MapStats", "TimeSummary", "WorkerStats"), "stats"),
+    **dict.fromkeys(("ExecutorStats", "TimeSummary", "WorkerStats"), "stats"),
     "Resource": "workers.resources",
     "Shared": "workers.sharing",
 }

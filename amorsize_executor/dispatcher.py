@@ -29,6 +29,7 @@ from concurrent.futures import CancelledError, Future
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from . import lifecycle, machine
+from .counters import Counters
 from .decisions.actions import (
     Action,
     BreakPool,
@@ -65,7 +66,6 @@ from .options import Gate, TaskOptions
 from .overtime import Overtime
 from .residency import Residency
 from .results import Failed
-from .stats import Counters
 from .tiny import PATIENCE_S
 from .workers import protocol, serialize
 from .workers.channel import LOST, make_frame

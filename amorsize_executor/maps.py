@@ -15,6 +15,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
 
 from . import tiny
+from .counters import Counters, MapStats
 from .decisions import planner, sizes
 from .decisions.plan import format_time
 from .decisions.resources import NOTHING, Needs
@@ -22,7 +23,6 @@ from .decisions.terms import Terms
 from .encoding import obvious_resources, own_nbytes
 from .inline import InlineBatch, copy_items, copy_values
 from .results import Failed, MapJob
-from .stats import Counters, MapStats
 from .tiny import TinyMap
 from .workers.copies import CallerCopies
 from .workers.resources import NeedsWorker

@@ -1,19 +1,15 @@
-"""What an executor has done and what it looks like now, in numbers.
-
-Counting goes on all the time, so it is a few additions for each result, in the thread that has it anyway; what it looks
-like is gathered when somebody asks. Nothing here grows with the number of tasks.
-"""
+"""What an executor has done and what it looks like now, in numbers, gathered when somebody asks."""
 
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
-from collections import Counter, deque
+from collections import Counter
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING, Protocol
 
 from . import machine
+from .counters import BOUNDS_S, Counters, Histogram, MapStats
 from .decisions.plan import format_time
 
 if TYPE_CHECKING:
@@ -23,11 +19,6 @@ if TYPE_CHECKING:
     from .residency import Residency
     from .workers.ledger import BlockLedger
     from .workers.pool import WorkerPool
-
-#: Upper bounds of the buckets of times, in seconds; one more holds what is longer.
-BOUNDS_S = tuple([digit * 10.0**exponent for exponent in range(-5, 3) for digit in (1.0, 2.5, 5.0)])[:-2]
-#: Maps that are remembered.
-_LATEST_MAPS = 16
 
 
 @dataclass(frozen=True)
@@ -50,6 +41,12 @@ class TimeSummary:
     total_s: float
     bounds_s: tuple[float, ...]
     counts: tuple[int, ...]
+
+    @classmethod
+    def of(cls, histogram: Histogram) -> TimeSummary:
+        """A snapshot of what was counted."""
+        counts = tuple(histogram.counts)
+        return cls(sum(counts), histogram.total_s, BOUNDS_S, counts)
 
     @property
     def mean_s(self) -> float:
@@ -89,51 +86,6 @@ class TimeSummary:
     def cumulative(self) -> tuple[int, ...]:
         """For each bound, how many times are at most as long; then how many there are in all."""
         return tuple(accumulate(self.counts))
-
-
-class Histogram:
-    """Counts times. Written by one thread; `summary` is any thread's, and may lack the very latest."""
-
-    __slots__ = ("_counts", "_total_s")
-
-    def __init__(self) -> None:
-        self._counts = [0] * (len(BOUNDS_S) + 1)
-        self._total_s = 0.0
-
-    def observe(self, time_s: float, n: int = 1) -> None:
-        """Take in `n` equal times, in seconds."""
-        self._counts[bisect_left(BOUNDS_S, time_s)] += n
-        self._total_s += n * time_s
-
-    def summary(self) -> TimeSummary:
-        """A snapshot."""
-        counts = tuple(self._counts)
-        return TimeSummary(sum(counts), self._total_s, BOUNDS_S, counts)
-
-
-@dataclass(frozen=True)
-class MapStats:
-    """A map that has ended.
-
-    Attributes
-    ----------
-    name
-        Of the function.
-    n_items
-        How many items it had.
-    n_inline
-        Those of them that the caller ran.
-    predicted_s
-        What the plan had expected it to take, in seconds; None where nothing was known.
-    actual_s
-        What it has taken until its last result was taken, in seconds.
-    """
-
-    name: str
-    n_items: int
-    n_inline: int
-    predicted_s: float | None
-    actual_s: float
 
 
 @dataclass(frozen=True)
@@ -273,27 +225,6 @@ class ExecutorStats:
         return "\n".join(lines)
 
 
-class Counters:
-    """What has happened so far."""
-
-    def __init__(self) -> None:
-        # Written under the executor's lock.
-        self.submitted = 0
-        self.cancelled = 0
-        self.failed = 0  # but for those that raised in a worker
-        self.items_done = 0
-        self.items_failed = 0
-        self.items_inline = 0
-        self.maps: deque[MapStats] = deque(maxlen=_LATEST_MAPS)
-        # Written by the I/O thread.
-        self.raised = 0
-        self.wait = Histogram()
-        self.run = Histogram()
-        self.workers_started = 0
-        self.workers_left = 0
-        self.workers_died = 0
-
-
 def _told_times(summary: TimeSummary) -> str:
     if not summary.count:
         return "nothing yet"
@@ -373,8 +304,8 @@ def take_stats(engine: Engine, *, memory: bool) -> ExecutorStats:
         items_done=counters.items_done,
         items_failed=counters.items_failed,
         items_inline=counters.items_inline,
-        wait=counters.wait.summary(),
-        run=counters.run.summary(),
+        wait=TimeSummary.of(counters.wait),
+        run=TimeSummary.of(counters.run),
         blocks_nbytes=engine.ledger.store.nbytes,
         maps=maps,
         is_open=engine.is_open,

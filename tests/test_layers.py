@@ -20,7 +20,7 @@ PACKAGE = Path(SPEC.origin).parent
 
 #: Rooms from the ground up; each imports only itself, and from floors below its own.
 FLOORS = (
-    {"errors", "decisions", "machine", "lifecycle"},
+    {"errors", "decisions", "machine", "lifecycle", "counters"},
     {"workers", "identity"},
     {"store"},
     {"learned"},
@@ -189,7 +189,9 @@ def test_import_is_light(name: str, loaded_by_import: set[str]) -> None:
 @pytest.fixture(scope="module")
 def loaded_by_import() -> set[str]:
     """Top-level modules that a fresh interpreter has after an import of the executor."""
-    code = f"import sys; from {NAME} import AmorsizeExecutor; print(*{{name.partition('.')[0] for name in sys.modules}})"
+    code = (
+        f"import sys; from {NAME} import AmorsizeExecutor; print(*{{name.partition('.')[0] for name in sys.modules}})"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return set(done.stdout.split())
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from amorsize_executor import AmorsizeExecutor, CostModel, ExecutorStats, TimeSummary, WorkerDied
-from amorsize_executor.stats import BOUNDS_S, Histogram
+from amorsize_executor.counters import BOUNDS_S, Histogram
 
 from . import tasks
 from .tools import LIMIT_S, Signal
@@ -124,7 +124,7 @@ def test_times_fall_into_buckets() -> None:
     for time_s in (0.0, 1e-5, 1.1e-5, 3.0, 1e9):
         histogram.observe(time_s)
     histogram.observe(0.2, n=10)
-    summary = histogram.summary()
+    summary = TimeSummary.of(histogram)
     assert summary.count == sum(summary.counts) == 15
     assert summary.cumulative()[-1] == 15
     assert summary.counts[:2] == (2, 1)
