@@ -176,7 +176,7 @@ def test_workers_know_neither_decisions_nor_who_drives_them() -> None:
 
 def test_loky_is_taken_in_one_module() -> None:
     takers = {found.module for found in FOREIGN if found.target.split(".")[0] == "loky"}
-    assert takers == {f"{NAME}.workers.pool"}
+    assert takers == {f"{NAME}.workers.launch"}
 
 
 @pytest.mark.parametrize(

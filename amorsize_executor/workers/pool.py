@@ -29,6 +29,7 @@ from .channel import Channel, Frame, FrameReader, Receiver, make_frame
 from .claims import ClaimFile
 from .process import worker_main
 from .protocol import StatusBlock
+from .tracking import TrackerRelay
 
 if TYPE_CHECKING:
     from multiprocessing.context import BaseContext
@@ -187,6 +188,7 @@ class WorkerPool:
         self._receiver: Receiver | None = None  # made by the I/O thread: its memory takes time
         self._want_write: set[int] = set()
         self._life_pipe: tuple[int, int] | None = None
+        self._tracker_relay: TrackerRelay | None = None
         # Guards _to_watch, _is_awake, workers' is_reaped, and their claims; held for a few operations on them.
         self._lock = threading.Lock()
         self._to_watch: set[int] = set()  # workers whose socket was full when another thread sent
@@ -323,6 +325,12 @@ class WorkerPool:
             blocks.close_all(self._life_pipe)
             self._life_pipe = None
 
+    def _relay(self) -> TrackerRelay:
+        if self._tracker_relay is None:
+            self._tracker_relay = TrackerRelay()
+            self._selector.register(self._tracker_relay.read_fd, selectors.EVENT_READ, self._tracker_relay)
+        return self._tracker_relay
+
     def _start_process(self, process: Any) -> None:
         """Start a process that Ctrl-C does not reach until it can ignore it."""
         method = self.context.get_start_method() if self.context is not None else None
@@ -334,9 +342,10 @@ class WorkerPool:
         elif method == "forkserver":
             process.start()  # its server is not ours alone, and ignores Ctrl-C
         else:
-            from multiprocessing import resource_tracker
+            if method != "loky":
+                from multiprocessing import resource_tracker
 
-            resource_tracker.ensure_running()  # its start would unblock what is blocked here
+                resource_tracker.ensure_running()  # its start would unblock what is blocked here
             blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited
             try:
                 process.start()
@@ -348,10 +357,11 @@ class WorkerPool:
             self.prepare()
         context: Any = self.context
         name = f"AmorsizeWorker-{worker_id}"
-        args = (theirs, os.getpid(), self._env)
         if context.get_start_method() == "loky":
-            return context.Process(target=worker_main, args=args, name=name, env=self._env)
-        return context.Process(target=worker_main, args=args, name=name)
+            from .launch import WorkerProcess
+
+            return WorkerProcess(theirs.fileno(), self._relay().write_fd, name=name, env=self._env)
+        return context.Process(target=worker_main, args=(theirs, os.getpid(), self._env), name=name)
 
     def wait(
         self, timeout: float | None, on_message: Callable[[Message], object], on_end: Callable[[Ended], object]
@@ -366,6 +376,9 @@ class WorkerPool:
         for key, mask in ready:
             if key.data is None:
                 self._clear_wake()
+                continue
+            if isinstance(key.data, TrackerRelay):
+                key.data.forward()
                 continue
             worker, what = key.data
             if worker.worker_id not in self._workers:
@@ -458,6 +471,9 @@ class WorkerPool:
         self._wake_r.close()
         self._wake_w.close()
         self._close_life()
+        if self._tracker_relay is not None:
+            self._tracker_relay.close()
+            self._tracker_relay = None
         with self._lock:
             workers = list(self._workers.values())
             self._workers.clear()
@@ -471,6 +487,9 @@ class WorkerPool:
         self._wake_r.close()
         self._wake_w.close()
         self._close_life()
+        if self._tracker_relay is not None:
+            self._tracker_relay.drop_after_fork()
+            self._tracker_relay = None
         for worker in self._workers.values():
             worker.drop_after_fork()
         self._workers.clear()
@@ -500,10 +519,9 @@ def resolve_context(context: BaseContext | str | None) -> BaseContext:
         For an unknown name.
     """
     if context is None or context == "loky":
-        from loky.backend import get_context
+        from . import launch
 
-        loky_context: BaseContext = get_context("loky")
-        return loky_context
+        return launch.loky_context()
     if isinstance(context, str):
         import multiprocessing
 

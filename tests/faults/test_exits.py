@@ -109,8 +109,6 @@ def test_program_ends_with_work_pending(tmp_path: Path, work: str, end: str, sta
     notes = tmp_path / "notes"
     script = Script(tmp_path, f"{_HEAD}\nex = AmorsizeExecutor(2)\n{work}\n{end}\n", notes)
     told, out, err = script.finish()
-    if end == "os._exit(8)" and "EOFError" in out:  # loky's words in a worker whose parent ended as it started it
-        out = ""
     assert (told, out) == (status, "")
     assert err.count("Traceback") == bool(last), err
     assert err.rstrip().endswith(last)

@@ -312,6 +312,6 @@ def test_workers_may_be_killed_while_they_start() -> None:
 
 def _is_worker(process: psutil.Process) -> bool:
     try:
-        return "popen_loky_posix" in " ".join(process.cmdline())
+        return "AmorsizeWorker" in " ".join(process.cmdline())
     except psutil.Error:
         return False

@@ -33,7 +33,7 @@ def _workers() -> list[psutil.Process]:
     found = []
     for process in psutil.Process().children():
         with contextlib.suppress(psutil.Error):
-            if "popen_loky_posix" in " ".join(process.cmdline()):
+            if "AmorsizeWorker" in " ".join(process.cmdline()):
                 found.append(process)
     return found
 
