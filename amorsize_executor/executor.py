@@ -225,6 +225,13 @@ class AmorsizeExecutor(Executor):
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Run ``fn(*args, **kwargs)`` in a worker.
 
+        Parameters
+        ----------
+        fn
+            Any callable that can be pickled, also a lambda, closure or bound method.
+        args, kwargs
+            For `fn`, as they are at this moment. They may have handles that `share` and `resource` gave.
+
         Returns
         -------
         Future
@@ -236,6 +243,12 @@ class AmorsizeExecutor(Executor):
             If workers cannot be started.
         RuntimeError
             After `shutdown`.
+
+        Examples
+        --------
+        >>> with AmorsizeExecutor(2) as executor:
+        ...     executor.submit(pow, 2, 10).result()
+        1024
         """
         _check_callable(fn)
         return self._own().submit(fn, args, kwargs, self._options)
@@ -280,6 +293,14 @@ class AmorsizeExecutor(Executor):
             From ``next()``, if a result is not there in time.
         TypeError, ValueError
             For a parameter of the wrong type or out of range.
+        RuntimeError
+            After `shutdown`.
+
+        Examples
+        --------
+        >>> with AmorsizeExecutor(2) as executor:
+        ...     list(executor.map(abs, [-3, -2, -1]))
+        [3, 2, 1]
         """
         if not iterables:
             raise TypeError("map() must have at least one iterable")
@@ -330,6 +351,25 @@ class AmorsizeExecutor(Executor):
         sample_size
             Of a function that is not known yet, at most so many items run in the caller before it is decided how to
             go on. None: as many as fit into half a millisecond.
+
+        Returns
+        -------
+        RunningMap
+            Its `results` are what `map` returns, its `plan` is that of this map.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For a parameter of the wrong type or out of range.
+        RuntimeError
+            After `shutdown`.
+
+        Examples
+        --------
+        >>> with AmorsizeExecutor(2) as executor:
+        ...     running = executor.start_map(abs, [-3, -2, -1], n_workers=1)
+        ...     list(running.results), running.plan.n_workers
+        ([3, 2, 1], 1)
         """
         _check_callable(fn)
         _check_number("timeout", timeout)
@@ -484,6 +524,18 @@ class AmorsizeExecutor(Executor):
         ----------
         max_workers
             New upper bound. Surplus workers end when they have finished what they have.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If it is no integer, or less than 1.
+
+        Examples
+        --------
+        >>> with AmorsizeExecutor(1) as executor:
+        ...     executor.resize(4)
+        ...     executor.max_workers
+        4
         """
         _check_int("max_workers", max_workers, 1)
         self._own().resize(max_workers)
@@ -739,7 +791,13 @@ class AmorsizeExecutor(Executor):
         return self._settings.cost_model
 
     def pool_state(self) -> PoolState:
-        """The pool as the planner sees it now."""
+        """The pool as the planner sees it now.
+
+        Returns
+        -------
+        PoolState
+            A snapshot: how many workers there are, how many there may be, and what it costs to start one.
+        """
         dispatcher = self._own()
         with dispatcher.lock:
             return dispatcher.pool_state()

@@ -56,6 +56,11 @@ class TimeSummary:
     def quantile(self, q: float) -> float:
         """About the time that a share `q` of all is below, in seconds.
 
+        Parameters
+        ----------
+        q
+            From 0 to 1; 0.5 is the median.
+
         Returns
         -------
         float
@@ -84,7 +89,18 @@ class TimeSummary:
         return self.bounds_s[-1] if self.count else 0.0
 
     def cumulative(self) -> tuple[int, ...]:
-        """For each bound, how many times are at most as long; then how many there are in all."""
+        """For each bound, how many times are at most as long; then how many there are in all.
+
+        Returns
+        -------
+        tuple of int
+            One more than there are bounds, as metrics libraries want it.
+
+        Examples
+        --------
+        >>> TimeSummary(4, 7.0, (1.0, 2.0), (2, 1, 1)).cumulative()
+        (2, 3, 4)
+        """
         return tuple(accumulate(self.counts))
 
 
@@ -187,7 +203,18 @@ class ExecutorStats:
     is_open: bool
 
     def n_workers(self, state: str) -> int:
-        """How many workers are in a state, as named in `WorkerStats`."""
+        """How many workers are in a state.
+
+        Parameters
+        ----------
+        state
+            As named in `WorkerStats`, such as "idle".
+
+        Returns
+        -------
+        int
+            Their number; 0 for a state that none is in.
+        """
         return sum(worker.state == state for worker in self.workers)
 
     @property

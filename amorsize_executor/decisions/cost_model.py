@@ -185,6 +185,11 @@ class CostModel:
             The function.
         in_map
             Whether the question is about the rest of a map that runs, for which its latest items speak.
+
+        Returns
+        -------
+        FunctionCost or None
+            A snapshot, with all times in seconds.
         """
         with self._lock:
             found = self._functions.get(key)

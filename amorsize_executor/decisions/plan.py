@@ -168,6 +168,11 @@ class Plan(NamedTuple):
 
         Needs matplotlib, the ``plot`` extra.
 
+        Parameters
+        ----------
+        timeline
+            Whether to draw a row for each worker, with a bar for each chunk, in place of the times.
+
         Returns
         -------
         matplotlib.figure.Figure

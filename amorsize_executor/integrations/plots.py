@@ -52,6 +52,13 @@ def draw_plan(plan: Plan, ax: Axes | None = None) -> Figure:
     ------
     ImportError
         If matplotlib is not installed.
+
+    Examples
+    --------
+    >>> from amorsize_executor import AmorsizeExecutor
+    >>> with AmorsizeExecutor(2) as executor:
+    ...     figure = draw_plan(executor.plan(abs, range(1000)))
+    >>> figure.savefig("plan.png")  # doctest: +SKIP
     """
     figure, ax = _figure_and_axes(ax, height_inch=4.0)
     choices = sorted(plan.considered)

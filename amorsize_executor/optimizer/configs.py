@@ -109,8 +109,15 @@ def load_config(name_or_path: str | os.PathLike[str]) -> OptimizationResult:
     ------
     FileNotFoundError
         If there is none.
-    ValueError
-        If it is damaged, no config at all, or was written by a newer version.
+    TypeError, ValueError
+        If it is damaged, no config at all, or was written by a newer version; or for a name of the wrong type or with
+        other characters.
+
+    Examples
+    --------
+    >>> load_config("/nowhere/nightly.json")
+    Traceback (most recent call last):
+    FileNotFoundError: there is no config '/nowhere/nightly.json' (looked for /nowhere/nightly.json)
     """
     path = _path_of(name_or_path)
     try:

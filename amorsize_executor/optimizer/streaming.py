@@ -52,13 +52,25 @@ def optimize_streaming(
 
     Parameters
     ----------
-    func, sample_size, max_workers, memory_limit, cache_key, profile, verbose
-        As for `optimize`.
+    func
+        Called with one item: any callable that can be pickled, also a lambda, closure or bound method.
     iterable
         What `optimize` takes as data. A generator is read no further than the sample needs.
+    sample_size
+        Items to measure, at most: the first ones of the input.
+    max_workers
+        Upper bound on processes. None: the CPUs that this process may use.
+    memory_limit
+        Bytes for this process and its workers. None: what the container or host allows.
     buffersize
         Items that are read ahead of the results taken, at most. None: four chunks for each worker, less if that would
         take more than a tenth of the memory, or 50 ms to fill.
+    cache_key
+        A name under which the measurements are kept, as for `optimize`.
+    profile
+        Whether half of the sample runs under `cProfile`; the report is ``result.profile.report``.
+    verbose
+        Whether to print the result on stderr.
 
     Returns
     -------

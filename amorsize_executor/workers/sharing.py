@@ -96,6 +96,11 @@ class Shared(Generic[T]):
     def get(self) -> T:
         """The object, as a task gets it: private, copy-on-write.
 
+        Returns
+        -------
+        object
+            Equal to the one that was stored. Its arrays are views of the shared memory until they are written to.
+
         Raises
         ------
         ValueError
