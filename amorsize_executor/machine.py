@@ -9,14 +9,13 @@ from __future__ import annotations
 import math
 import os
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
+
+from . import cgroups
+from .cgroups import read as _read
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-#: cgroup v1 writes "no limit" as the largest page-aligned int64.
-_NO_LIMIT_V1 = 1 << 62
-
 
 _UNREAD = -1.0
 #: This process's CPU quota; read once, since that takes longer than a small map.
@@ -39,10 +38,10 @@ def cpu_count(root: str | Path = "/") -> int:
         n = os.cpu_count() or 1
     global _quota
     if root != "/":
-        quota = _cpu_quota(os.fspath(root))
+        quota = cgroups.cpu_quota(os.fspath(root))
     else:
         if _quota == _UNREAD:
-            _quota = _cpu_quota("/")
+            _quota = cgroups.cpu_quota()
         quota = _quota
     if quota is not None:
         n = min(n, max(math.ceil(quota), 1))
@@ -72,8 +71,14 @@ def cpu_model(root: str | Path = "/") -> str:
 
 def memory_limit(root: str | Path = "/") -> int:
     """Bytes of memory that this process and its workers may use: the smallest of host and cgroup limits."""
-    limits = [limit for limit in _memory_limits(os.fspath(root)) if limit < _NO_LIMIT_V1]
-    return min([_host_memory(), *limits])
+    return min([_host_memory(), *cgroups.memory_limits(os.fspath(root))])
+
+
+def free_memory(root: str | Path = "/") -> int:
+    """Bytes that may still be taken before the machine's memory, or what its cgroup allows, is used up."""
+    free = cgroups.free_nbytes(os.fspath(root))
+    available = _available_memory(os.fspath(root))
+    return available if free is None else min(available, free)
 
 
 def resident_nbytes(pid: int) -> int | None:
@@ -89,26 +94,69 @@ def resident_nbytes(pid: int) -> int | None:
         return None
 
 
-def peak_nbytes() -> int:
-    """Largest resident memory that this process has had, in bytes.
+def private_nbytes(pid: int) -> int | None:
+    """Resident memory in bytes that a process shares with no file and no block; None when it is gone."""
+    if sys.platform != "linux":
+        return resident_nbytes(pid)
+    text = _read(f"/proc/{pid}/statm").split()
+    return max(int(text[1]) - int(text[2]), 0) * os.sysconf("SC_PAGE_SIZE") if text else None
+
+
+class MemoryUse(NamedTuple):
+    """Memory of this process, in bytes.
+
+    Attributes
+    ----------
+    private_nbytes
+        Resident memory that it shares with no file and no block.
+    peak_private_nbytes
+        The largest that this has been, since the process began or `forget_peak` was called.
+    peak_nbytes
+        The same, with the pages of files.
+    """
+
+    private_nbytes: int
+    peak_private_nbytes: int
+    peak_nbytes: int
+
+
+def memory_use() -> MemoryUse:
+    """What this process uses, and has used at most.
 
     Notes
     -----
     Not ``ru_maxrss`` on Linux: that starts from the memory of the process which this one was forked from. Shared memory
     that it has now is taken off there: several processes have the same.
     """
-    peak = shared = 0
+    found = {"VmHWM": 0, "VmRSS": 0, "RssFile": 0, "RssShmem": 0}
     for line in _read("/proc/self/status").splitlines():
-        if line.startswith("VmHWM:"):
-            peak = int(line.split()[1]) * 1024
-        elif line.startswith("RssShmem:"):
-            shared = int(line.split()[1]) * 1024
-    if peak:
-        return max(peak - shared, 0)
+        name, _, value = line.partition(":")
+        if name in found:
+            found[name] = int(value.split()[0]) * 1024
+    if found["VmHWM"]:
+        shared = found["RssFile"] + found["RssShmem"]
+        private = max(found["VmRSS"] - shared, 0)
+        return MemoryUse(private, max(found["VmHWM"] - shared, private), max(found["VmHWM"] - found["RssShmem"], 0))
     import resource
 
     unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return MemoryUse(resident_nbytes(os.getpid()) or peak, peak, peak)
+
+
+def peak_nbytes() -> int:
+    """Largest resident memory that this process has had, in bytes, as in `MemoryUse`."""
+    return memory_use().peak_nbytes
+
+
+def forget_peak() -> bool:
+    """Let the peak of this process start from what it uses now; False where the system does not allow that."""
+    try:
+        with open("/proc/self/clear_refs", "w") as file:
+            file.write("5")
+    except OSError:
+        return False
+    return True
 
 
 def _host_memory() -> int:
@@ -117,18 +165,14 @@ def _host_memory() -> int:
     return int(psutil.virtual_memory().total)
 
 
-def _read(path: str) -> str:
-    """Content of a small file; empty when it cannot be read (a controller that is off, a process that is gone)."""
-    try:
-        with open(path) as file:
-            return file.read()
-    except OSError:
-        return ""
+def _available_memory(root: str) -> int:
+    """Bytes that processes can take without swapping."""
+    for line in _read(os.path.join(root, "proc/meminfo")).splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    import psutil
 
-
-def _read_number(path: str) -> int | None:
-    text = _read(path).strip()
-    return int(text) if text.lstrip("-").isdigit() else None
+    return int(psutil.virtual_memory().available)
 
 
 def _cpu_model(root: str) -> str:
@@ -151,51 +195,3 @@ def _apple_model() -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=5).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return ""
-
-
-def _cgroup_folders(root: str, controller: str) -> list[str]:
-    """Folders of this process's group and its ancestors, for cgroup v2 and the v1 controller, innermost first."""
-    folders = []
-    mount = os.path.join(root, "sys/fs/cgroup")
-    for line in _read(os.path.join(root, "proc/self/cgroup")).splitlines():
-        _, controllers, path = [*line.split(":", 2), "", ""][:3]
-        if controllers == "":
-            base = os.path.join(mount, "unified")
-            base = base if os.path.isdir(base) else mount
-        elif controller in controllers.split(","):
-            base = os.path.join(mount, controllers)
-            base = base if os.path.isdir(base) else os.path.join(mount, controller)
-        else:
-            continue
-        # Inside a container the path may be the host's: then only the mount itself exists, and it is our group.
-        parts = [part for part in path.split("/") if part]
-        for depth in range(len(parts), -1, -1):
-            folder = os.path.join(base, *parts[:depth])
-            if os.path.isdir(folder):
-                folders.append(folder)
-    return folders
-
-
-def _cpu_quota(root: str) -> float | None:
-    """CPUs that the tightest cgroup quota grants; None without a quota."""
-    quotas = []
-    for folder in _cgroup_folders(root, "cpu"):
-        v2 = _read(os.path.join(folder, "cpu.max")).split()
-        if len(v2) == 2 and v2[0].isdigit():
-            quotas.append(int(v2[0]) / int(v2[1]))
-        quota = _read_number(os.path.join(folder, "cpu.cfs_quota_us"))
-        period = _read_number(os.path.join(folder, "cpu.cfs_period_us"))
-        if quota is not None and quota > 0 and period:
-            quotas.append(quota / period)
-    return min(quotas) if quotas else None
-
-
-def _memory_limits(root: str) -> list[int]:
-    """Every memory limit in bytes that applies to this process by cgroup."""
-    limits = []
-    for folder in _cgroup_folders(root, "memory"):
-        for name in ("memory.max", "memory.high", "memory.limit_in_bytes"):
-            limit = _read_number(os.path.join(folder, name))
-            if limit is not None and limit > 0:
-                limits.append(limit)
-    return limits

@@ -20,6 +20,7 @@ PACKAGE = Path(SPEC.origin).parent
 
 #: Rooms from the ground up; each imports only itself, and from floors below its own.
 FLOORS = (
+    {"cgroups"},
     {"errors", "decisions", "machine", "lifecycle", "counters"},
     {"workers", "identity"},
     {"store"},

@@ -47,8 +47,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from enum import Enum
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from . import resources
 from .actions import (
@@ -57,7 +56,6 @@ from .actions import (
     CloseResources,
     ExpireTask,
     FailItems,
-    KillRunning,
     KillWorker,
     LoadResources,
     RetireWorker,
@@ -66,9 +64,11 @@ from .actions import (
     TakeBack,
 )
 from .cost_model import CostModel
+from .limits import TimeLimits
 from .resources import NOTHING, Needs, Resource
-from .terms import Deadlines, Terms
+from .terms import Terms
 from .work import OVERDUE_S, Chunk, MapWork, TaskQueue
+from .worker import State, Worker, WorkerView, ends_soon, rest
 
 if TYPE_CHECKING:
     from typing import TypeAlias
@@ -78,9 +78,6 @@ _Source: TypeAlias = "int | Needs | None"
 
 #: Chunks with a worker at most: one runs, one waits.
 _DEPTH = 2
-#: A chunk waits behind another one only if that lasts at most this long by prediction, in seconds: beyond, the
-#: round trip it hides is under 1 %.
-_PREFETCH_BELOW_S = 0.12
 #: Items are taken back for an idle worker if they take at least this long by prediction, in seconds: the frames and
 #: wake-ups of both chunks cost about a third of it.
 _STEAL_ABOVE_S = 4 * CostModel.CHUNK_OVERHEAD_S
@@ -91,54 +88,7 @@ _FAILED_STARTS = 3
 #: If other workers run, it is not; then the next start is tried after this long, in seconds, doubled up to 64 s.
 _START_AGAIN_S = 1.0
 _START_AGAIN_DOUBLINGS = 6
-#: Whether a worker has come to a task whose time is over is looked at this often, in seconds.
-_LATE_LOOK_S = 0.02
-#: Items of a map with a time limit are looked at so many times within it, but not more often than this, in seconds.
-_LOOKS = 10
-_LEAST_LOOK_S = 5e-3
 _NO_TERMS = Terms()
-
-
-class _State(Enum):
-    STARTING = "starting"
-    READY = "ready"
-    RETIRING = "retiring"
-
-
-class _Worker:
-    __slots__ = ("ahead", "asked_at", "chunks", "has_run", "held", "idle_since", "n_given", "state", "unloaded")
-
-    def __init__(self, now: float) -> None:
-        self.state = _State.STARTING
-        self.asked_at = now
-        self.chunks: dict[int, Chunk] = {}  # by chunk id, in the order given; at most _DEPTH
-        self.n_given = 0  # items in its life, for max_tasks_per_child
-        self.has_run = False  # some item of it was settled
-        self.idle_since = now
-        self.held: dict[int, int] = {}  # bytes by resource, what was used last at the end; what it will have counts
-        self.unloaded: set[int] = set()  # those of `held` that it has not told to have
-        self.ahead: set[int] = set()  # those that it builds ahead of tasks: meanwhile it gets none
-
-
-class WorkerView(NamedTuple):
-    """What a worker looks like from outside.
-
-    Attributes
-    ----------
-    worker_id
-        Its number.
-    state
-        "starting", "loading" (resources, ahead of tasks), "idle", "busy" or "leaving".
-    n_given
-        Items that it was given in its life.
-    held
-        Bytes of the resources that it has.
-    """
-
-    worker_id: int
-    state: str
-    n_given: int
-    held: dict[int, int]
 
 
 class Scheduler:
@@ -175,7 +125,7 @@ class Scheduler:
         self._idle_timeout_s = idle_timeout_s
         self._max_tasks_per_child = max_tasks_per_child
         self._retries = retries
-        self._workers: dict[int, _Worker] = {}
+        self._workers: dict[int, Worker] = {}
         self._idle: dict[int, None] = {}  # READY without chunks, in the order they became idle; the last is used first
         self._partial: dict[int, None] = {}  # READY, with a chunk that ends soon and room for another
         self._n_starting = 0
@@ -190,11 +140,7 @@ class Scheduler:
         self.resource_budget_nbytes: int | None = None  # for each worker, set by whoever measures memory
         self.n_wanted = 0  # workers that are started and kept whether there is work or not, set by who warms up
         self._attempts: dict[tuple[int | None, int], int] = {}
-        self._deadlines = Deadlines()  # of submitted tasks that are not settled
-        self._late: dict[int, tuple[int, int, int]] = {}  # tasks in `_queue.late`: worker, chunk, offset
-        self._timed: dict[int, float] = {}  # maps whose items may not take for ever: how long, in seconds
-        self._seen: dict[int, tuple[int, int, float]] = {}  # workers of such maps: chunk, offset, since when
-        self._looked_at = 0.0  # when late tasks or such maps were last looked at
+        self._limits = TimeLimits(self._workers)
         #: Whether the latest submit has brought `next_tick` nearer.
         self.asks_clock = False
         self._ids = 0
@@ -242,7 +188,7 @@ class Scheduler:
     @property
     def has_timed_maps(self) -> bool:
         """Whether a map's items may not take for ever: then `next_tick` is nearer after each chunk."""
-        return bool(self._timed)
+        return bool(self._limits.timed)
 
     @property
     def may_start(self) -> bool:
@@ -332,7 +278,7 @@ class Scheduler:
         if terms is not None:
             queue.terms[task_id] = terms
             if until is not None:
-                self.asks_clock = self._deadlines.add(task_id, until)
+                self.asks_clock = self._limits.deadlines.add(task_id, until)
         if needs:
             return self._submit_to_lane(task_id, key, now, queue, 0 if terms is None else terms.priority)
         if self._idle and not queue.levels:  # the common case in a calm: straight to an idle worker
@@ -344,7 +290,7 @@ class Scheduler:
             chunk.given_at = chunk.progress_at = now
             worker.chunks[self._ids] = chunk
             worker.n_given += 1
-            if _ends_soon(chunk) and not self._should_leave(worker):
+            if ends_soon(chunk) and not self._should_leave(worker):
                 self._partial[worker_id] = None
             return [SendChunk(worker_id, chunk)]
         is_first = not queue.levels
@@ -382,7 +328,7 @@ class Scheduler:
         """A map has come. It is held (its items may only be taken by the caller) until `release_map`."""
         job = self._jobs[job_id] = MapWork(job_id, key, n_items, chunksize, closed, terms, needs)
         if terms.timeout_s is not None:
-            self._timed[job_id] = terms.timeout_s
+            self._limits.timed[job_id] = terms.timeout_s
         self._settle(job, 0)
 
     def release_map(self, job_id: int, n_workers: int, now: float) -> list[Action]:
@@ -455,7 +401,7 @@ class Scheduler:
         """Nobody wants more results of this map: items that wait are dropped, those with workers end unheard."""
         job = self._jobs.pop(job_id, None)
         if job is not None:
-            self._timed.pop(job_id, None)
+            self._limits.timed.pop(job_id, None)
             self._forget_attempts(job_id)
 
     # ------------------------------------------------------------------ workers answer
@@ -463,9 +409,9 @@ class Scheduler:
     def worker_ready(self, worker_id: int, now: float) -> list[Action]:
         """A worker that was asked for has answered."""
         worker = self._workers.get(worker_id)
-        if worker is None or worker.state is not _State.STARTING:
+        if worker is None or worker.state is not State.STARTING:
             return []
-        worker.state = _State.READY
+        worker.state = State.READY
         worker.idle_since = now
         self._n_starting -= 1
         self._failed_starts = 0
@@ -490,7 +436,7 @@ class Scheduler:
                 job.growth = max(job.growth, chunk.n_done)
                 self._settle(job, n_items)
         if not chunk.is_over:
-            if worker_id in self._loaded and not _rest(worker):
+            if worker_id in self._loaded and not rest(worker):
                 del self._loaded[worker_id]
             return []
         return self._close(worker_id, worker, chunk, now)
@@ -529,7 +475,7 @@ class Scheduler:
             chunk.awaits_cut = False
         return chunk
 
-    def _close(self, worker_id: int, worker: _Worker, chunk: Chunk, now: float) -> list[Action]:
+    def _close(self, worker_id: int, worker: Worker, chunk: Chunk, now: float) -> list[Action]:
         """A worker is done with a chunk."""
         del worker.chunks[chunk.chunk_id]
         for other in worker.chunks.values():
@@ -542,7 +488,7 @@ class Scheduler:
                 self._forget_task(queue, task_id)
         self._place(worker_id, worker, now)
         actions: list[Action] = []
-        if worker.state is _State.READY and not worker.chunks and self._should_leave(worker):
+        if worker.state is State.READY and not worker.chunks and self._should_leave(worker):
             actions.append(self._retire(worker_id, worker))
         return actions + self._act(now)
 
@@ -564,9 +510,9 @@ class Scheduler:
         self._idle.pop(worker_id, None)
         self._partial.pop(worker_id, None)
         self._loaded.pop(worker_id, None)
-        self._seen.pop(worker_id, None)
+        self._limits.forget_worker(worker_id)
         actions: list[Action] = []
-        if worker.state is _State.STARTING:
+        if worker.state is State.STARTING:
             self._n_starting -= 1
             self._failed_starts += 1
             if self._failed_starts >= _FAILED_STARTS:
@@ -576,13 +522,13 @@ class Scheduler:
                 # Those that run carry on for a while: descriptors or memory may be short just now.
                 doublings = min(self._failed_starts - _FAILED_STARTS, _START_AGAIN_DOUBLINGS)
                 self._start_again_at = now + _START_AGAIN_S * 2**doublings
-        elif worker.state is _State.RETIRING:
+        elif worker.state is State.RETIRING:
             self._n_retiring -= 1
         for chunk in reversed(worker.chunks.values()):
             actions.extend(self._recover(chunk, running, worker_id))
         n_before = self._n_starting
         actions += self._act(now)
-        if worker.state is _State.READY and self._n_starting == n_before and not self._stopping:
+        if worker.state is State.READY and self._n_starting == n_before and not self._stopping:
             actions += self._start(1, now)  # whoever comes next should not have to wait for it
         return actions
 
@@ -630,65 +576,22 @@ class Scheduler:
 
     def timed_workers(self) -> list[int]:
         """Workers that have items which may not take for ever: `look` wants to know what they run."""
-        if not self._timed:
-            return []
-        return [
-            worker_id
-            for worker_id, worker in self._workers.items()
-            if any(chunk.job_id in self._timed for chunk in worker.chunks.values())
-        ]
+        return self._limits.timed_workers()
 
     def look(self, running: dict[int, tuple[int, int, int] | None], now: float) -> list[Action]:
         """What the workers of `timed_workers` run: (chunk id, offset, number of items), or None."""
-        self._looked_at = now
-        actions: list[Action] = []
-        for worker_id, mark in running.items():
-            chunk = self.chunk(worker_id, mark[0]) if mark is not None and mark[2] else None
-            limit_s = self._timed.get(chunk.job_id) if chunk is not None and chunk.job_id is not None else None
-            is_over = chunk is None or mark is None or not chunk.n_done <= mark[1] < len(chunk.items)
-            if mark is None or chunk is None or limit_s is None or is_over or chunk.loads:
-                self._seen.pop(worker_id, None)
-                continue
-            seen = self._seen.get(worker_id)
-            if seen is None or seen[:2] != mark[:2]:
-                self._seen[worker_id] = (mark[0], mark[1], now)
-            elif now - seen[2] >= limit_s:
-                assert chunk.job_id is not None
-                self._jobs[chunk.job_id].late.add(chunk.items[mark[1]])
-                actions.append(KillRunning(worker_id, mark[0], mark[1]))
-        return actions
+        return list(self._limits.look(running, self._jobs, now))
 
     def next_limit(self) -> float | None:
         """When `tick` or `look` must be called for the sake of time limits; None when there are none."""
-        times = []
-        if self._deadlines:
-            times.append(self._deadlines.next())
-        if self._late:
-            times.append(self._looked_at + _LATE_LOOK_S)
-        if self._timed:
-            limits = [
-                self._timed[chunk.job_id]
-                for worker_id in self.timed_workers()
-                for chunk in self._workers[worker_id].chunks.values()
-                if chunk.job_id in self._timed
-            ]
-            if limits:
-                times.append(self._looked_at + max(min(limits) / _LOOKS, _LEAST_LOOK_S))
-        return min([at for at in times if at is not None], default=None)
+        return self._limits.next()
 
     def _end_late(self, now: float) -> list[Action]:
         """Fail tasks whose time is over; have workers ended that run them, or come to them."""
         actions: list[Action] = []
-        for task_id in self._deadlines.take_due(now):
+        for task_id in self._limits.deadlines.take_due(now):
             actions += self._expire(task_id)
-        if self._late:
-            self._looked_at = now
-            for task_id, (worker_id, chunk_id, offset) in list(self._late.items()):
-                chunk = self.chunk(worker_id, chunk_id)
-                if chunk is None or not chunk.n_done <= offset < len(chunk.items):
-                    del self._late[task_id]  # it ended, its worker did, or it was taken back
-                else:
-                    actions.append(KillRunning(worker_id, chunk_id, offset))
+        actions += self._limits.end_late(now)
         return actions
 
     def _expire(self, task_id: int) -> list[Action]:
@@ -704,7 +607,7 @@ class Scheduler:
                 if offset < chunk.n_done:
                     return []  # it was in time
                 queue.late.add(task_id)
-                self._late[task_id] = (worker_id, chunk.chunk_id, offset)
+                self._limits.late[task_id] = (worker_id, chunk.chunk_id, offset)
                 actions: list[Action] = [ExpireTask(task_id, worker_id)]
                 if chunk.slot is not None and not chunk.is_exhausted:  # perhaps it has not begun
                     actions.append(self._take_back(worker_id, worker, chunk))
@@ -715,7 +618,7 @@ class Scheduler:
 
     def tick(self, now: float) -> list[Action]:
         """Time has passed: tasks may be late, idle workers may leave, what waits or is stuck may get another worker."""
-        actions = self._end_late(now) if self._deadlines or self._late else []
+        actions = self._end_late(now) if self._limits.deadlines or self._limits.late else []
         if self._idle_timeout_s is not None:
             for worker_id in list(self._idle):  # the longest idle first
                 worker = self._workers[worker_id]
@@ -738,7 +641,7 @@ class Scheduler:
         if self._idle_timeout_s is not None and self._idle and self.n_ready > self._least:
             times.append(min(map(self._leaves_at, self._oldest_idle())) - now)
         may_start = not self._n_starting and self.n_ready < self.worker_limit
-        limit = self.next_limit()
+        limit = self._limits.next()
         if limit is not None:
             times.append(limit - now)
         if self._queue.levels and may_start:
@@ -772,19 +675,16 @@ class Scheduler:
         self._lanes.clear()
         self._jobs.clear()
         self._attempts.clear()
-        self._deadlines = Deadlines()
-        self._late.clear()
+        self._limits.clear()
         self._lane_of.clear()
-        self._timed.clear()
-        self._seen.clear()
         return [self._kill(worker_id, worker) for worker_id, worker in self._workers.items()]
 
     def drop_queue(self) -> list[int]:
         """Forget the submitted tasks that wait, and return their ids."""
         dropped = [task_id for queue in self._queues() for task_id in queue.drop_waiting()]
-        if self._deadlines or self._lane_of:
+        if self._limits.deadlines or self._lane_of:
             for task_id in dropped:
-                self._deadlines.discard(task_id)
+                self._limits.deadlines.discard(task_id)
                 self._lane_of.pop(task_id, None)
         return dropped
 
@@ -822,10 +722,10 @@ class Scheduler:
             for worker_id, worker in self._workers.items()
         ]
 
-    def _told_state(self, worker: _Worker) -> str:
-        if worker.state is _State.STARTING:
+    def _told_state(self, worker: Worker) -> str:
+        if worker.state is State.STARTING:
             return "starting"
-        if worker.state is _State.RETIRING:
+        if worker.state is State.RETIRING:
             return "leaving"
         if worker.chunks:
             return "busy"
@@ -847,7 +747,7 @@ class Scheduler:
 
     def n_holders(self, needs: Needs) -> int:
         """Ready workers that have all these resources, or will."""
-        return sum(needs <= w.held.keys() for w in self._workers.values() if w.state is _State.READY)
+        return sum(needs <= w.held.keys() for w in self._workers.values() if w.state is State.READY)
 
     def held_by(self, worker_id: int) -> dict[int, int]:
         """Bytes of the resources that a worker has."""
@@ -872,7 +772,7 @@ class Scheduler:
         self._resources[resource_id].is_warm = True
         actions: list[Action] = []
         for worker_id, worker in self._workers.items():
-            if worker.state is _State.READY:
+            if worker.state is State.READY:
                 actions += self._load_ahead(worker_id, worker, [resource_id])
                 self._place(worker_id, worker, now)
         return actions
@@ -908,7 +808,7 @@ class Scheduler:
             self._not_loaded(worker, {resource_id})
         self._place(worker_id, worker, now)
         actions: list[Action] = []
-        if worker.state is _State.READY and not worker.chunks and not worker.ahead and self._should_leave(worker):
+        if worker.state is State.READY and not worker.chunks and not worker.ahead and self._should_leave(worker):
             actions.append(self._retire(worker_id, worker))
         return actions + self._act(now)
 
@@ -925,10 +825,10 @@ class Scheduler:
         return sum(
             needs <= worker.held.keys() and not needs & worker.unloaded and not worker.ahead
             for worker in self._workers.values()
-            if worker.state is _State.READY
+            if worker.state is State.READY
         )
 
-    def _load_ahead(self, worker_id: int, worker: _Worker, resource_ids: Sequence[int]) -> list[Action]:
+    def _load_ahead(self, worker_id: int, worker: Worker, resource_ids: Sequence[int]) -> list[Action]:
         lacking = [i for i in resource_ids if i not in worker.held]
         if not lacking:
             return []
@@ -938,21 +838,21 @@ class Scheduler:
         worker.ahead.update(lacking)
         return [*actions, LoadResources(worker_id, tuple(lacking))]
 
-    def _expect(self, worker: _Worker, resource_id: int) -> None:
+    def _expect(self, worker: Worker, resource_id: int) -> None:
         worker.held[resource_id] = self._nbytes((resource_id,))
         worker.unloaded.add(resource_id)
 
     def _nbytes(self, resource_ids: Iterable[int]) -> int:
         return sum([self._resources[i].nbytes for i in resource_ids if i in self._resources])
 
-    def _not_loaded(self, worker: _Worker, resource_ids: Iterable[int]) -> None:
+    def _not_loaded(self, worker: Worker, resource_ids: Iterable[int]) -> None:
         """A worker has not built what it was expected to."""
         for resource_id in list(resource_ids):
             if resource_id not in worker.ahead and not any(resource_id in c.needs for c in worker.chunks.values()):
                 worker.unloaded.discard(resource_id)
                 worker.held.pop(resource_id, None)
 
-    def _use(self, worker_id: int, worker: _Worker, chunk: Chunk) -> list[Action]:
+    def _use(self, worker_id: int, worker: Worker, chunk: Chunk) -> list[Action]:
         """A chunk that needs resources goes to a worker; returns what must be done before."""
         lacking = chunk.needs - worker.held.keys()
         chunk.loads = bool(lacking or chunk.needs & worker.unloaded)
@@ -965,7 +865,7 @@ class Scheduler:
                 self._expect(worker, resource_id)
         return actions
 
-    def _evict(self, worker_id: int, worker: _Worker, needed: Iterable[int], nbytes: int) -> list[Action]:
+    def _evict(self, worker_id: int, worker: Worker, needed: Iterable[int], nbytes: int) -> list[Action]:
         """Let a worker close what it has no room for any more."""
         stay = {*needed, *worker.ahead, *(i for chunk in worker.chunks.values() for i in chunk.needs)}
         gone = resources.evictions(worker.held, stay, nbytes, self.resource_budget_nbytes)
@@ -989,12 +889,12 @@ class Scheduler:
             for resource_id in gone:
                 del worker.held[resource_id]
                 worker.unloaded.discard(resource_id)
-            if gone and worker.state is _State.READY:
+            if gone and worker.state is State.READY:
                 yield CloseResources(worker_id, gone)
         for resource_id in closing:
             del self._resources[resource_id]
 
-    def _leaves_at(self, worker: _Worker) -> float:
+    def _leaves_at(self, worker: Worker) -> float:
         """When an idle worker leaves, in seconds."""
         assert self._idle_timeout_s is not None
         limit_s = self._idle_timeout_s
@@ -1003,7 +903,7 @@ class Scheduler:
             limit_s = resources.idle_limit_s(limit_s, self._start_s(), loading_s)
         return worker.idle_since + limit_s
 
-    def _oldest_idle(self) -> Iterator[_Worker]:
+    def _oldest_idle(self) -> Iterator[Worker]:
         """The idle worker that leaves first, among a few that may."""
         for worker_id in self._idle:
             worker = self._workers[worker_id]
@@ -1041,14 +941,14 @@ class Scheduler:
             for worker_id, worker in list(self._workers.items()):
                 is_new = not worker.has_run and not any(chunk.n_left for chunk in worker.chunks.values())
                 has_loads = worker.chunks or worker.ahead
-                if worker.state is _State.STARTING or (worker.state is _State.READY and has_loads and is_new):
+                if worker.state is State.STARTING or (worker.state is State.READY and has_loads and is_new):
                     actions.append(self._kill(worker_id, worker))  # it still imports what nobody wants of it any more
-                elif worker.state is _State.READY and not worker.chunks:
+                elif worker.state is State.READY and not worker.chunks:
                     actions.append(self._retire(worker_id, worker))
             return actions
         surplus = self._n_starting + self.n_ready - self.worker_limit
         if surplus > 0 and self._n_starting:  # those that have loaded nothing yet go first
-            starting = [pair for pair in self._workers.items() if pair[1].state is _State.STARTING]
+            starting = [pair for pair in self._workers.items() if pair[1].state is State.STARTING]
             actions.extend(self._kill(*pair) for pair in starting[-surplus:])
             surplus = self._n_starting + self.n_ready - self.worker_limit
         while surplus > 0 and self._idle:
@@ -1161,7 +1061,7 @@ class Scheduler:
         """How long those that wait will wait for a worker with their resources (None: nobody knows); and since when."""
         total_s, n_holders = 0.0, 0
         for worker in self._workers.values():
-            if worker.state is _State.READY and needs <= worker.held.keys() and not self._should_leave(worker):
+            if worker.state is State.READY and needs <= worker.held.keys() and not self._should_leave(worker):
                 rest_s = self._rest_s(worker, now)
                 if rest_s is not None:
                     total_s += rest_s
@@ -1180,7 +1080,7 @@ class Scheduler:
             return None, since
         return (total_s + backlog_s) / n_holders, since
 
-    def _rest_s(self, worker: _Worker, now: float) -> float | None:
+    def _rest_s(self, worker: Worker, now: float) -> float | None:
         """Seconds until a worker has done what it has; None if nobody knows."""
         total_s = 0.0
         for chunk in worker.chunks.values():
@@ -1195,7 +1095,7 @@ class Scheduler:
             total_s += max(loading_s - (now - begun), 0.0)
         return total_s
 
-    def _cut(self, source: _Source, worker_id: int, worker: _Worker, is_calm: bool, now: float) -> Chunk | None:
+    def _cut(self, source: _Source, worker_id: int, worker: Worker, is_calm: bool, now: float) -> Chunk | None:
         """The next chunk of a source for a worker; None if it should not wait behind what the worker has."""
         most = None
         if self._max_tasks_per_child is not None:
@@ -1228,7 +1128,7 @@ class Scheduler:
         for worker_id in self._loaded:
             worker = self._workers[worker_id]
             is_stuck = next(iter(worker.chunks.values())).is_overdue(now)
-            for chunk, n_items in _rest(worker):
+            for chunk, n_items in rest(worker):
                 if job_id is not None and chunk.job_id != job_id:
                     continue
                 if chunk.needs and not self._may_move(chunk, now):
@@ -1243,9 +1143,9 @@ class Scheduler:
         for _, chunk in found[:most]:
             yield self._take_back(chunk.worker_id, self._workers[chunk.worker_id], chunk)
 
-    def _take_back(self, worker_id: int, worker: _Worker, chunk: Chunk) -> TakeBack:
+    def _take_back(self, worker_id: int, worker: Worker, chunk: Chunk) -> TakeBack:
         chunk.is_exhausted = True
-        if not _rest(worker):
+        if not rest(worker):
             self._loaded.pop(worker_id, None)
         return TakeBack(worker_id, chunk)
 
@@ -1264,42 +1164,42 @@ class Scheduler:
                 continue
             yield chunk.given_at + 3 * (chunk.expected_s or 0.0) + OVERDUE_S + 1e-6
 
-    def _place(self, worker_id: int, worker: _Worker, now: float) -> None:
+    def _place(self, worker_id: int, worker: Worker, now: float) -> None:
         """File a worker under idle, partial and loaded, or none of them, after its chunks changed."""
         self._idle.pop(worker_id, None)
         self._partial.pop(worker_id, None)
         self._loaded.pop(worker_id, None)
-        if worker.state is not _State.READY:
+        if worker.state is not State.READY:
             return
-        if _rest(worker):
+        if rest(worker):
             self._loaded[worker_id] = None
         if self._should_leave(worker) or worker.ahead:
             return
         if not worker.chunks:
             worker.idle_since = now
             self._idle[worker_id] = None
-        elif len(worker.chunks) < _DEPTH and _ends_soon(next(iter(worker.chunks.values()))):
+        elif len(worker.chunks) < _DEPTH and ends_soon(next(iter(worker.chunks.values()))):
             self._partial[worker_id] = None
 
-    def _should_leave(self, worker: _Worker) -> bool:
+    def _should_leave(self, worker: Worker) -> bool:
         """Whether a worker gets no more work: it has had its share, or there are more workers than allowed."""
         if self._max_tasks_per_child is not None and worker.n_given >= self._max_tasks_per_child:
             return True
         return self.n_ready > self.worker_limit
 
-    def _retire(self, worker_id: int, worker: _Worker) -> RetireWorker:
-        worker.state = _State.RETIRING
+    def _retire(self, worker_id: int, worker: Worker) -> RetireWorker:
+        worker.state = State.RETIRING
         self._n_retiring += 1
         self._idle.pop(worker_id, None)
         self._partial.pop(worker_id, None)
         self._loaded.pop(worker_id, None)
         return RetireWorker(worker_id)
 
-    def _kill(self, worker_id: int, worker: _Worker) -> KillWorker:
-        if worker.state is not _State.RETIRING:
-            self._n_starting -= worker.state is _State.STARTING
+    def _kill(self, worker_id: int, worker: Worker) -> KillWorker:
+        if worker.state is not State.RETIRING:
+            self._n_starting -= worker.state is State.STARTING
             self._n_retiring += 1
-            worker.state = _State.RETIRING
+            worker.state = State.RETIRING
         self._idle.pop(worker_id, None)
         self._partial.pop(worker_id, None)
         self._loaded.pop(worker_id, None)
@@ -1341,7 +1241,7 @@ class Scheduler:
             room = min(room, 1 - self._n_starting)  # one tells as much as many
         for _ in range(min(n_workers, room)):
             self._ids += 1
-            self._workers[self._ids] = _Worker(now)
+            self._workers[self._ids] = Worker(now)
             self._n_starting += 1
             actions.append(StartWorker(self._ids))
         return actions
@@ -1350,7 +1250,7 @@ class Scheduler:
         job.n_settled += n_items
         if job.closed and job.n_settled >= job.n_items:
             del self._jobs[job.job_id]
-            self._timed.pop(job.job_id, None)
+            self._limits.timed.pop(job.job_id, None)
             self._forget_attempts(job.job_id)
 
     def _queue_of(self, chunk: Chunk) -> TaskQueue:
@@ -1370,8 +1270,8 @@ class Scheduler:
         return self._lane_of.get(task_id, self._queue) if self._lane_of else self._queue
 
     def _forget_task(self, queue: TaskQueue, task_id: int) -> None:
-        if self._deadlines:
-            self._deadlines.discard(task_id)
+        if self._limits.deadlines:
+            self._limits.deadlines.discard(task_id)
         if self._lane_of:
             self._lane_of.pop(task_id, None)
         queue.forget(task_id)
@@ -1382,20 +1282,3 @@ class Scheduler:
         if self._attempts:
             for key in [key for key in self._attempts if key[0] == job_id]:
                 del self._attempts[key]
-
-
-def _ends_soon(chunk: Chunk) -> bool:
-    """Whether another chunk may wait behind this one."""
-    return not chunk.loads and chunk.expected_s is not None and chunk.expected_s <= _PREFETCH_BELOW_S
-
-
-def _rest(worker: _Worker) -> list[tuple[Chunk, int]]:
-    """Chunks of a worker that have items which can perhaps be taken back, and how many."""
-    found = []
-    running = 1  # the item that the first chunk is at
-    for chunk in worker.chunks.values():
-        n_items = chunk.n_left - (chunk.n_left if chunk.is_whole and running else running)
-        running = 0
-        if n_items > 0 and chunk.slot is not None and not chunk.is_exhausted:
-            found.append((chunk, n_items))
-    return found
