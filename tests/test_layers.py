@@ -25,7 +25,7 @@ FLOORS = (
     {"store"},
     {"learned"},
     {"inline", "failures", "stats", "options", "overtime"},
-    {"results"},
+    {"results", "logs"},
     {"encoding"},
     {"residency"},
     {"tiny"},

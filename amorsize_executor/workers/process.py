@@ -25,7 +25,7 @@ import sys
 import threading
 import time
 import traceback
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from itertools import chain, islice, starmap
 from typing import Any, NoReturn
@@ -34,6 +34,7 @@ from .. import machine
 from . import blocks, bulk, mapped, protocol, resources, serialize, sharing, warm
 from .channel import LOST, FrameReader, Receiver, make_frame
 from .claims import ClaimFile
+from .logs import LogForwarding
 from .protocol import (
     ENTRIES,
     ERROR,
@@ -75,6 +76,8 @@ _MAX_FUNCTIONS = 256
 _MEMORY_STEP = 1 << 20
 #: It is looked at when results leave, at most this often, in nanoseconds.
 _MEMORY_PERIOD_NS = 20_000_000
+#: Log records that wait while something else is sent, at most.
+_MOST_LATE = 1_000
 
 
 def worker_main(sock: socket.socket, parent_pid: int, env: dict[str, str]) -> None:
@@ -223,6 +226,11 @@ class _Worker:
         self._journal_used = 0  # bytes
         self._blocks = mapped.MappedBlocks()
         self._results = mapped.ResultBlocks()
+        # Held while something is sent, which is done by the main thread and by those that log.
+        self._sending = threading.Lock()
+        self._late: deque[bytes] = deque()  # log records that came while something was sent
+        self._n_lost = 0  # those that came while too many waited
+        self._logging = LogForwarding(self._send_log)
         self._residents = Residents(self._send)
         sharing.receive_with(self._blocks)
         resources.receive_with(self._residents)
@@ -230,11 +238,13 @@ class _Worker:
     def become_copy(self) -> None:
         """In a child that a task forked: the channel belongs to the parent of it."""
         self._is_copy = True
+        self._logging.stop()
 
     def close(self) -> None:
         """The worker leaves, told to and in peace."""
         self._unload_functions()
         self._residents.close_all()
+        self._logging.stop()
 
     # ------------------------------------------------------------------ messages in
 
@@ -294,6 +304,8 @@ class _Worker:
         elif code == protocol.CLOSE_RESOURCES:
             self._unload_functions()
             self._residents.close(message[1])
+        elif code == protocol.LOGGING:
+            self._logging.receive(message[1], is_forked=message[2])
         elif code == protocol.INIT:
             return self._initialize(message[1], block_fd)
         elif code == protocol.EXIT:
@@ -308,6 +320,7 @@ class _Worker:
         except BaseException as error:  # told to the parent, which breaks the pool
             self._send((protocol.INIT_FAILED, encode_error(error)))
             return False
+        self._logging.settle()
         self._send((protocol.READY, os.getpid()))
         return True
 
@@ -635,9 +648,12 @@ class _Worker:
         status = self._status
         assert status is not None
         if self._used:
-            self._sock.sendall(status.records[: self._used])
+            with self._sending:
+                self._sock.sendall(status.records[: self._used])
             self._used = 0
             status.words[3] = 0
+            if self._late:
+                self._send_late()
         self._flushed_ns = time.perf_counter_ns()
         if self._flushed_ns > self._memory_due_ns:
             self._memory_due_ns = self._flushed_ns + _MEMORY_PERIOD_NS
@@ -650,6 +666,12 @@ class _Worker:
         self._send_frame(make_frame(message))
 
     def _send_frame(self, frame: Any) -> None:
+        with self._sending:
+            self._send_now(frame)
+        if self._late:
+            self._send_late()
+
+    def _send_now(self, frame: Any) -> None:
         if frame.fds:
             try:
                 sent = socket.send_fds(self._sock, [frame.data], list(frame.fds))
@@ -659,6 +681,27 @@ class _Worker:
                 self._sock.sendall(frame.data[sent:])
         else:
             self._sock.sendall(frame.data)
+
+    def _send_log(self, data: bytes) -> None:
+        """Send a log record; any thread, also while the very same sends something.
+
+        It leaves at once: the task may end this process next.
+        """
+        if len(self._late) >= _MOST_LATE:
+            self._n_lost += 1
+            return
+        self._late.append(data)
+        self._send_late()
+
+    def _send_late(self) -> None:
+        """Send the log records that wait, unless somebody sends something, who will do so."""
+        while self._late and self._sending.acquire(blocking=False):
+            try:
+                while self._late:
+                    n_lost, self._n_lost = self._n_lost, 0
+                    self._send_now(make_frame((protocol.LOG, self._late.popleft(), n_lost)))
+            finally:
+                self._sending.release()
 
     def _mark(self, chunk_id: int, offset: int, count: int) -> None:
         if self._status is not None:
