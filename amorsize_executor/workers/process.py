@@ -21,6 +21,7 @@ import pickle
 import select
 import signal
 import socket
+import struct
 import sys
 import threading
 import time
@@ -51,6 +52,7 @@ from .protocol import (
     StatusBlock,
 )
 from .residents import Residents
+from .title import IDLE_S, Title
 
 #: Results wait at most this long for others of their chunk, in nanoseconds.
 _FLUSH_NS = 2_000_000
@@ -92,6 +94,8 @@ def worker_main(sock: socket.socket, parent_pid: int, env: dict[str, str]) -> No
     env
         Environment to set, where it could not be set before this process began.
     """
+    from multiprocessing import current_process  # which the parent imports when it starts a worker
+
     os.environ.update(env)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the parent decides
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # blocked by the parent, for what came before this
@@ -100,7 +104,7 @@ def worker_main(sock: socket.socket, parent_pid: int, env: dict[str, str]) -> No
     sock.setblocking(True)
     _watch_parent(parent_pid)
     warm.close_inherited()  # by a forked worker
-    worker = _Worker(sock)
+    worker = _Worker(sock, current_process().name.rpartition("-")[2])
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=worker.become_copy)
     try:
@@ -171,6 +175,11 @@ def _die_with(fd: int) -> None:
         fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_ASYNC)
 
 
+def _set_patience(sock: socket.socket, timeout_s: float) -> None:
+    """Let reads raise BlockingIOError after a while; 0: never. Nothing else is paid for it: no call more for a read."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", 0, int(timeout_s * 1e6)))
+
+
 class _Function:
     """A function in this worker, and how long its items take."""
 
@@ -209,7 +218,7 @@ class _Function:
 
 
 class _Worker:
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, worker_id: str) -> None:
         self._sock = sock
         self._reader = FrameReader()
         self._functions: OrderedDict[int, _Function] = OrderedDict()
@@ -231,6 +240,7 @@ class _Worker:
         self._late: deque[bytes] = deque()  # log records that came while something was sent
         self._n_lost = 0  # those that came while too many waited
         self._logging = LogForwarding(self._send_log)
+        self._title = Title(worker_id)
         self._residents = Residents(self._send)
         sharing.receive_with(self._blocks)
         resources.receive_with(self._residents)
@@ -274,7 +284,18 @@ class _Worker:
                 continue
         if not self._results.is_empty and not select.select([self._sock], [], [], _KEEP_RESULTS_S)[0]:
             self._results.forget()
-        return receiver.receive(self._sock)
+        try:
+            return receiver.receive(self._sock)
+        except BlockingIOError:  # see `_show`
+            _set_patience(self._sock, 0.0)
+            self._title.idle()
+            return receiver.receive(self._sock)
+
+    def _show(self, what: object, name: str) -> None:
+        """Let the title of this process tell what it does, and wait for it to become idle."""
+        if self._title.is_idle:
+            _set_patience(self._sock, IDLE_S)
+        self._title.show(what, name)
 
     def _handle(self, message: tuple[Any, ...], block_fd: int | None) -> bool:
         code = message[0]
@@ -321,11 +342,13 @@ class _Worker:
             self._send((protocol.INIT_FAILED, encode_error(error)))
             return False
         self._logging.settle()
+        self._title.idle()
         self._send((protocol.READY, os.getpid()))
         return True
 
     def _load_resource(self, resource_id: int, entry: serialize.Entry, block_ids: tuple[int, ...]) -> None:
         """Build a resource ahead of tasks."""
+        self._show(None, "loads a resource")
         problem: bytes | None = None
         try:
             serialize.decode(entry, self._blocks.lease, self._blocks.cache)
@@ -397,6 +420,8 @@ class _Worker:
                 self._mark(chunk_id, offset, size)
             if not isinstance(fn_ids, int) and fn_ids[offset] < 0:
                 function.load(self._blocks, self._residents)
+            if function is not self._title.shown:
+                self._show(function, serialize.name_of(function.call))
             offset += self._run_group(chunk_id, offset, function, kind, items[offset : offset + size])
         if block_ids:
             self._settle_blocks(chunk_id, fn_ids)
