@@ -61,6 +61,7 @@ from .failures import (
     task_timeout,
     worker_died,
 )
+from .logs import WorkerLogs
 from .maps import Maps
 from .options import Gate, TaskOptions
 from .overtime import Overtime
@@ -146,6 +147,7 @@ class Dispatcher:
         self.maps = Maps(self)
         self.residency = Residency(self)
         self.counters = Counters()
+        self._logs = WorkerLogs()
         self._last_id = 0
         self._broken: BaseException | None = None
         self.is_shut_down: bool = False
@@ -416,6 +418,8 @@ class Dispatcher:
         """Encode a chunk and post it to its worker; returns what is to be done if there was nothing to send."""
         pool = self.pool
         assert pool is not None
+        if time.perf_counter() > self._logs.looks_at:
+            self._logs.look(pool)
         known = pool.known_functions(worker_id)
         if is_resent:
             known.clear()
@@ -519,6 +523,7 @@ class Dispatcher:
                 pool.init_message = lambda: make_frame(
                     (protocol.INIT, init_entry), None if self._init_fd is None else os.dup(self._init_fd)
                 )
+                pool.greeting = lambda worker_id: self._logs.greet(worker_id, pool)
                 self.pool, self._init_fd = pool, init_fd
                 self.is_watching = True
                 self._thread = threading.Thread(target=self._run, name="amorsize-io", daemon=False)
@@ -563,6 +568,7 @@ class Dispatcher:
         finally:
             pool.close()
             self.ledger.close()
+            self._logs.close()
             if self._init_fd is not None:
                 os.close(self._init_fd)
             if learned is not None:
@@ -679,6 +685,8 @@ class Dispatcher:
             elif code == protocol.READY:
                 with self.lock:
                     actions = self.scheduler.worker_ready(worker_id, time.perf_counter())
+                if self.pool is not None:
+                    self._logs.ready(worker_id, self.pool)
                 self.execute(actions)
                 self.residency.look_at_warm_ups()
             elif code == protocol.NEED_FUNCTIONS:
@@ -701,6 +709,8 @@ class Dispatcher:
                 self.residency.loaded(worker_id, *content[1:])
             elif code == protocol.LOAD_DONE:
                 self.residency.load_done(worker_id, *content[1:])
+            elif code == protocol.LOG:
+                self._logs.put(content[1], content[2])
             elif code == protocol.INIT_FAILED:
                 self._break(init_error(content[1]), "the initializer failed in a worker")
         finally:
@@ -797,6 +807,7 @@ class Dispatcher:
         self.peak_nbytes.pop(event.worker_id, None)
         self._last_end = event
         self.ledger.worker_gone(event.worker_id)
+        self._logs.gone(event.worker_id)
         with self.lock:
             actions = self.scheduler.worker_died(event.worker_id, event.running, time.perf_counter())
         self.execute(actions)
@@ -909,6 +920,7 @@ class Dispatcher:
             self.pool.wake()
         if wait and threading.current_thread() is not thread:
             thread.join()
+            self._logs.join()
 
     def abandon_all(self) -> None:
         """The executor was collected. May be called at any point of any thread, so it takes no lock."""

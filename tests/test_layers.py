@@ -26,7 +26,7 @@ FLOORS = (
     {"store"},
     {"learned"},
     {"inline", "failures", "stats", "options", "overtime"},
-    {"results"},
+    {"results", "logs"},
     {"encoding"},
     {"residency"},
     {"tiny"},

@@ -174,6 +174,7 @@ class WorkerPool:
         self.context: BaseContext | None = None  # set by `prepare`
         self._env = env
         self.init_message: Any = None  # called for each worker: gives the frame of INIT
+        self.greeting: Callable[[int], Frame] | None = None  # called for each worker: gives a frame to send before that
         self._workers: dict[int, _Worker] = {}
         self._wake_r, self._wake_w = socket.socketpair()
         try:
@@ -210,6 +211,11 @@ class WorkerPool:
     def can_start(self) -> bool:
         """Whether processes can be started even while the interpreter ends."""
         return self.context is not None
+
+    @property
+    def is_forking(self) -> bool:
+        """Whether workers are forks of this process, with all that is in its memory."""
+        return self.context is not None and self.context.get_start_method() == "fork"
 
     def post(self, worker_id: int, frame: Frame) -> None:
         """Send a frame to a worker; dropped if the worker is gone (its end is or will be reported)."""
@@ -302,6 +308,7 @@ class WorkerPool:
                     make_frame((protocol.ATTACH, "faults"), os.dup(memory.fault_fd)),
                     *(make_frame((protocol.ATTACH, "claims"), os.dup(c.fd)) for c in memory.claims),
                     make_frame((protocol.ATTACH, "life"), os.dup(self._life()[0])),
+                    *([] if self.greeting is None else [self.greeting(worker_id)]),
                     self.init_message(),
                 ]
                 self._selector.register(ours, selectors.EVENT_READ, (worker, "channel"))

@@ -21,11 +21,12 @@ import pickle
 import select
 import signal
 import socket
+import struct
 import sys
 import threading
 import time
 import traceback
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from itertools import chain, islice, starmap
 from typing import Any, NoReturn
@@ -34,6 +35,7 @@ from .. import machine
 from . import blocks, bulk, mapped, protocol, resources, serialize, sharing, warm
 from .channel import LOST, FrameReader, Receiver, make_frame
 from .claims import ClaimFile
+from .logs import LogForwarding
 from .protocol import (
     ENTRIES,
     ERROR,
@@ -50,6 +52,7 @@ from .protocol import (
     StatusBlock,
 )
 from .residents import Residents
+from .title import IDLE_S, Title
 
 #: Results wait at most this long for others of their chunk, in nanoseconds.
 _FLUSH_NS = 2_000_000
@@ -75,6 +78,8 @@ _MAX_FUNCTIONS = 256
 _MEMORY_STEP = 1 << 20
 #: It is looked at when results leave, at most this often, in nanoseconds.
 _MEMORY_PERIOD_NS = 20_000_000
+#: Log records that wait while something else is sent, at most.
+_MOST_LATE = 1_000
 
 
 def worker_main(sock: socket.socket, parent_pid: int, env: dict[str, str]) -> None:
@@ -89,6 +94,8 @@ def worker_main(sock: socket.socket, parent_pid: int, env: dict[str, str]) -> No
     env
         Environment to set, where it could not be set before this process began.
     """
+    from multiprocessing import current_process  # which the parent imports when it starts a worker
+
     os.environ.update(env)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the parent decides
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # blocked by the parent, for what came before this
@@ -97,7 +104,7 @@ def worker_main(sock: socket.socket, parent_pid: int, env: dict[str, str]) -> No
     sock.setblocking(True)
     _watch_parent(parent_pid)
     warm.close_inherited()  # by a forked worker
-    worker = _Worker(sock)
+    worker = _Worker(sock, current_process().name.rpartition("-")[2])
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=worker.become_copy)
     try:
@@ -168,6 +175,11 @@ def _die_with(fd: int) -> None:
         fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_ASYNC)
 
 
+def _set_patience(sock: socket.socket, timeout_s: float) -> None:
+    """Let reads raise BlockingIOError after a while; 0: never. Nothing else is paid for it: no call more for a read."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", 0, int(timeout_s * 1e6)))
+
+
 class _Function:
     """A function in this worker, and how long its items take."""
 
@@ -206,7 +218,7 @@ class _Function:
 
 
 class _Worker:
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, worker_id: str) -> None:
         self._sock = sock
         self._reader = FrameReader()
         self._functions: OrderedDict[int, _Function] = OrderedDict()
@@ -223,6 +235,12 @@ class _Worker:
         self._journal_used = 0  # bytes
         self._blocks = mapped.MappedBlocks()
         self._results = mapped.ResultBlocks()
+        # Held while something is sent, which is done by the main thread and by those that log.
+        self._sending = threading.Lock()
+        self._late: deque[bytes] = deque()  # log records that came while something was sent
+        self._n_lost = 0  # those that came while too many waited
+        self._logging = LogForwarding(self._send_log)
+        self._title = Title(worker_id)
         self._residents = Residents(self._send)
         sharing.receive_with(self._blocks)
         resources.receive_with(self._residents)
@@ -230,11 +248,13 @@ class _Worker:
     def become_copy(self) -> None:
         """In a child that a task forked: the channel belongs to the parent of it."""
         self._is_copy = True
+        self._logging.stop()
 
     def close(self) -> None:
         """The worker leaves, told to and in peace."""
         self._unload_functions()
         self._residents.close_all()
+        self._logging.stop()
 
     # ------------------------------------------------------------------ messages in
 
@@ -264,7 +284,18 @@ class _Worker:
                 continue
         if not self._results.is_empty and not select.select([self._sock], [], [], _KEEP_RESULTS_S)[0]:
             self._results.forget()
-        return receiver.receive(self._sock)
+        try:
+            return receiver.receive(self._sock)
+        except BlockingIOError:  # see `_show`
+            _set_patience(self._sock, 0.0)
+            self._title.idle()
+            return receiver.receive(self._sock)
+
+    def _show(self, what: object, name: str) -> None:
+        """Let the title of this process tell what it does, and wait for it to become idle."""
+        if self._title.is_idle:
+            _set_patience(self._sock, IDLE_S)
+        self._title.show(what, name)
 
     def _handle(self, message: tuple[Any, ...], block_fd: int | None) -> bool:
         code = message[0]
@@ -294,6 +325,8 @@ class _Worker:
         elif code == protocol.CLOSE_RESOURCES:
             self._unload_functions()
             self._residents.close(message[1])
+        elif code == protocol.LOGGING:
+            self._logging.receive(message[1], is_forked=message[2])
         elif code == protocol.INIT:
             return self._initialize(message[1], block_fd)
         elif code == protocol.EXIT:
@@ -308,11 +341,14 @@ class _Worker:
         except BaseException as error:  # told to the parent, which breaks the pool
             self._send((protocol.INIT_FAILED, encode_error(error)))
             return False
+        self._logging.settle()
+        self._title.idle()
         self._send((protocol.READY, os.getpid()))
         return True
 
     def _load_resource(self, resource_id: int, entry: serialize.Entry, block_ids: tuple[int, ...]) -> None:
         """Build a resource ahead of tasks."""
+        self._show(None, "loads a resource")
         problem: bytes | None = None
         try:
             serialize.decode(entry, self._blocks.lease, self._blocks.cache)
@@ -384,6 +420,8 @@ class _Worker:
                 self._mark(chunk_id, offset, size)
             if not isinstance(fn_ids, int) and fn_ids[offset] < 0:
                 function.load(self._blocks, self._residents)
+            if function is not self._title.shown:
+                self._show(function, serialize.name_of(function.call))
             offset += self._run_group(chunk_id, offset, function, kind, items[offset : offset + size])
         if block_ids:
             self._settle_blocks(chunk_id, fn_ids)
@@ -635,9 +673,12 @@ class _Worker:
         status = self._status
         assert status is not None
         if self._used:
-            self._sock.sendall(status.records[: self._used])
+            with self._sending:
+                self._sock.sendall(status.records[: self._used])
             self._used = 0
             status.words[3] = 0
+            if self._late:
+                self._send_late()
         self._flushed_ns = time.perf_counter_ns()
         if self._flushed_ns > self._memory_due_ns:
             self._memory_due_ns = self._flushed_ns + _MEMORY_PERIOD_NS
@@ -650,6 +691,12 @@ class _Worker:
         self._send_frame(make_frame(message))
 
     def _send_frame(self, frame: Any) -> None:
+        with self._sending:
+            self._send_now(frame)
+        if self._late:
+            self._send_late()
+
+    def _send_now(self, frame: Any) -> None:
         if frame.fds:
             try:
                 sent = socket.send_fds(self._sock, [frame.data], list(frame.fds))
@@ -659,6 +706,27 @@ class _Worker:
                 self._sock.sendall(frame.data[sent:])
         else:
             self._sock.sendall(frame.data)
+
+    def _send_log(self, data: bytes) -> None:
+        """Send a log record; any thread, also while the very same sends something.
+
+        It leaves at once: the task may end this process next.
+        """
+        if len(self._late) >= _MOST_LATE:
+            self._n_lost += 1
+            return
+        self._late.append(data)
+        self._send_late()
+
+    def _send_late(self) -> None:
+        """Send the log records that wait, unless somebody sends something, who will do so."""
+        while self._late and self._sending.acquire(blocking=False):
+            try:
+                while self._late:
+                    n_lost, self._n_lost = self._n_lost, 0
+                    self._send_now(make_frame((protocol.LOG, self._late.popleft(), n_lost)))
+            finally:
+                self._sending.release()
 
     def _mark(self, chunk_id: int, offset: int, count: int) -> None:
         if self._status is not None:

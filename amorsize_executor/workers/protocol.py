@@ -23,6 +23,8 @@ Parent to worker::
     (LOAD, resource_id, entry, block_ids)        build a resource ahead of tasks; entry: of its handle; block_ids:
                                                  blocks that it refers to, in use as by a chunk of number -resource_id
     (CLOSE_RESOURCES, resource_ids)              no task that was sent needs them
+    (LOGGING, wanted, is_forked)                 what the parent's logging takes (`logs.Wanted`), or None: nothing;
+                                                 is_forked: handlers that are there before INIT are the parent's
     (EXIT,)
 
 Worker to parent::
@@ -40,6 +42,8 @@ Worker to parent::
     (MEMORY, nbytes)                             peak resident memory has grown
     (LOADED, resource_id, elapsed_ns, nbytes)    a resource was built: how long that took, and by how much memory grew
     (LOAD_DONE, resource_id, entry or None)      the answer to LOAD; entry of (exception, traceback text)
+    (LOG, entry, n_lost)                         entry of the fields of a log record; n_lost: records that were dropped
+                                                 before it
 """
 
 from __future__ import annotations
@@ -52,8 +56,9 @@ from typing import Any
 from .channel import FRAME_NBYTES
 
 INIT, ATTACH, RUN, EXIT, BLOCK, FORGET_BLOCKS, RESULTS_FREED, LOAD, CLOSE_RESOURCES = 1, 2, 3, 4, 5, 6, 7, 8, 9
+LOGGING = 10
 READY, INIT_FAILED, RESULTS, OUTCOMES, NEED_FUNCTIONS, MEMORY, CUT, BLOCKS_DONE = 11, 12, 13, 14, 15, 16, 17, 18
-LOADED, LOAD_DONE = 19, 20
+LOADED, LOAD_DONE, LOG = 19, 20, 21
 
 #: Kinds of outcome of one item.
 VALUE, ERROR, SKIPPED = 0, 1, 2

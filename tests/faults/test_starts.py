@@ -312,6 +312,6 @@ def test_workers_may_be_killed_while_they_start() -> None:
 
 def _is_worker(process: psutil.Process) -> bool:
     try:
-        return "AmorsizeWorker" in " ".join(process.cmdline())
+        return "amorsize worker" in " ".join(process.cmdline()).lower().replace("amorsizeworker", "amorsize worker")
     except psutil.Error:
         return False

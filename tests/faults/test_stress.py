@@ -33,7 +33,7 @@ def _workers() -> list[psutil.Process]:
     found = []
     for process in psutil.Process().children():
         with contextlib.suppress(psutil.Error):
-            if "AmorsizeWorker" in " ".join(process.cmdline()):
+            if "amorsize worker" in " ".join(process.cmdline()).lower().replace("amorsizeworker", "amorsize worker"):
                 found.append(process)
     return found
 
