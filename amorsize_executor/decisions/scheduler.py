@@ -143,6 +143,7 @@ class Scheduler:
         self._limits = TimeLimits(self._workers)
         #: Whether the latest submit has brought `next_tick` nearer.
         self.asks_clock = False
+        self._ticked_at = float("-inf")  # when `tick` was called last
         self._ids = 0
         self._failed_starts = 0
         self._start_again_at = 0.0  # after starts that failed beside running workers: no other start before this
@@ -618,6 +619,7 @@ class Scheduler:
 
     def tick(self, now: float) -> list[Action]:
         """Time has passed: tasks may be late, idle workers may leave, what waits or is stuck may get another worker."""
+        self._ticked_at = now
         actions = self._end_late(now) if self._limits.deadlines or self._limits.late else []
         if self._idle_timeout_s is not None:
             for worker_id in list(self._idle):  # the longest idle first
@@ -649,8 +651,8 @@ class Scheduler:
         if self._resources:
             times.extend(self._times_of_needs(now, may_start))
         if self._loaded and (self._idle or may_start):
-            # Those that are past their time were seen to: nothing more can be done for them.
-            times.extend(until - now for until in self._overdue_times() if until > now)
+            # Those that were past their time at a tick were seen to: nothing more can be done for them.
+            times.extend(until - now for until in self._overdue_times() if until > self._ticked_at)
         return max(min(times), 0.0) if times else None
 
     def resize(self, max_workers: int, now: float) -> list[Action]:

@@ -624,6 +624,20 @@ def test_what_waits_behind_a_stuck_task_is_taken_back_however_little_it_is() -> 
     assert pool.items(other) == [[3]]
 
 
+def test_who_asks_too_late_when_to_look_is_told_to_look_at_once() -> None:
+    pool = FakePool(2, cost_model=known(1e-6))
+    pool.start(1)
+    pool.map(1, 4, n_workers=1, chunksize=2)
+    (stuck,) = pool.busy()
+    assert pool.items(stuck) == [[0, 1], [2, 3]]
+    pool.now += 60.0  # the I/O thread did not get the interpreter lock for a while
+    assert pool.scheduler.next_tick(pool.now) == 0.0
+    pool.wait(0.0)
+    pool.answer()
+    (other,) = set(pool.busy()) - {stuck}
+    assert pool.items(other) == [[2, 3]]
+
+
 def test_a_chunk_whose_rest_was_taken_ends_when_its_worker_comes_to_that_point() -> None:
     pool = FakePool(2, cost_model=known(1e-3))
     pool.start(1)
