@@ -630,8 +630,12 @@ class Maps:
                 pool = self._engine.pool_state()
                 if pool.n_ready < min(pool.max_workers, pool.n_cpus) and pool.n_cpus > 1:
                     self._missed_s += planner.missed_s(plan._replace(n_items=job.n_items), cost, pool)
+            # What was planned for the items that had been read holds for all of them.
+            factor = job.n_items / max(plan.n_items, 1)
             job.plan = plan._replace(
                 n_items=job.n_items,
+                serial_s=None if plan.serial_s is None else factor * plan.serial_s,
+                predicted_s=None if plan.predicted_s is None else factor * plan.predicted_s,
                 actual_s=time.perf_counter() - job.started_at,
                 n_inline=job.n_inline,
                 n_chunks=job.n_chunks,
@@ -659,7 +663,7 @@ class Maps:
             if not waiting or job.plan is not plan:
                 return
             n_workers = min(plan.n_workers + 1, pool.max_workers)
-            why = f"the caller did not help for {format_time(now - job.visited_at)}"
+            why = f"the caller, who was to help, was away for {format_time(now - job.visited_at)}"
             job.plan = plan._replace(n_workers=n_workers, is_helped=False, constraint=why)
             if self._last is plan:
                 self._last = job.plan
@@ -692,8 +696,8 @@ class Maps:
                 self._engine.scheduler.return_inline(job.job_id, batch.take_back())
             plan = job.plan
             if plan is not None and plan.is_serial:
-                why = "the caller was busy with an item" if batch is not None else "the caller did other work"
-                why = f"{why} for {format_time(item_s)}"
+                where = "an item in the caller took" if batch is not None else "the caller was away for"
+                why = f"{where} {format_time(item_s)}"
                 job.plan = plan._replace(n_workers=n_workers, constraint=why, is_helped=is_cold)
                 if self._last is plan:
                     self._last = job.plan

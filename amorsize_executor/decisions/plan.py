@@ -206,7 +206,7 @@ class Plan(NamedTuple):
             told = ", ".join(f"{part} {format_time(getattr(chosen, f'{part}_s'))}" for part in parts)
             lines.append(f"  cost        {told}")
         if self.predicted_s is not None:
-            gain = self.estimated_speedup
+            gain = None if self.is_serial else self.estimated_speedup
             lines.append(
                 f"  predicted   {format_time(self.predicted_s)}"
                 + (f", {gain:.2f} times a serial loop's speed" if gain else "")

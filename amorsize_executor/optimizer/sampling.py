@@ -5,7 +5,8 @@ first one alone, since the first call in a process imports and fills caches and 
 next, and then as many others as time allows, in one chunk. Pickling is timed apart from that. Results are kept: an item
 that was measured need not run again.
 
-A sample ends after `BUDGET_S`, with at least one item, and two unless the first took longer than `LONE_ITEM_S`.
+A sample ends after `BUDGET_S`, of which the first item leaves at least half to the others. It has at least one item,
+and two unless the first took longer than `LONE_ITEM_S`.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
     from ..executor import AmorsizeExecutor
 
-#: No further item of a sample begins after this, in seconds.
+#: No further item of a sample begins after this, in seconds; a first one that takes long counts for half of it.
 BUDGET_S = 1.0
 #: A second item is run only if the first took at most this long, in seconds. It may have been imports: a model that
 #: loads in 2 s tells nothing about the 10 ms of each later call.
@@ -190,7 +191,8 @@ class Sampler:
         self._measure(first, 0.0, MOST_NBYTES, is_profiled=False)
         sample.first_s, first_cpu_s = sample.times_s.pop(), sample.cpu_s
         sample.cpu_s = 0.0
-        until = time.perf_counter() + max(BUDGET_S - sample.first_s, 0.0)  # the start of a worker does not count
+        # The start of a worker does not count, and imports leave half of the time to the others.
+        until = time.perf_counter() + BUDGET_S - min(sample.first_s, BUDGET_S / 2)
         if sample.first_s <= LONE_ITEM_S:
             self._run_others(until, is_profiled)
         if not sample.times_s:

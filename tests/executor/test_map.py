@@ -490,6 +490,18 @@ def test_a_bar_writes_nothing_on_stdout(
 # ---------------------------------------------------------------------- the plan
 
 
+def test_the_plan_of_items_that_are_read_lazily_tells_of_all_of_them(either: AmorsizeExecutor) -> None:
+    list(either.map(tasks.square, range(1_000)))
+    assert len(list(either.map(tasks.square, range(3_000), buffersize=10))) == 3_000
+    plan = either.last_plan
+    assert plan is not None
+    assert plan.item_s is not None
+    assert plan.predicted_s is not None
+    assert plan.n_items == 3_000
+    assert plan.serial_s == pytest.approx(3_000 * plan.item_s)
+    assert plan.predicted_s >= plan.serial_s / 2
+
+
 def test_the_last_plan_tells_what_a_map_did(executor: AmorsizeExecutor) -> None:
     assert list(executor.map(tasks.square, range(100))) == [i * i for i in range(100)]
     plan = executor.last_plan

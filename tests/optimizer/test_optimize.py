@@ -135,6 +135,13 @@ def test_a_sample_ends_with_its_time(lone_item_s: float, n_run: int, log: str, m
     assert len(tasks.lines(log)) == n_run
 
 
+def test_a_first_call_that_imports_leaves_time_to_measure_the_others() -> None:
+    profile = optimize(functools.partial(tasks.spin_at_first, 1.2 * sampling.BUDGET_S), range(100)).profile
+    assert profile.first_execution_time > sampling.BUDGET_S
+    assert profile.avg_execution_time < sampling.BUDGET_S / 100
+    assert profile.n_measured == 30
+
+
 def test_a_sample_ends_with_its_memory(log: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sampling, "MOST_NBYTES", 250_000)
     assert optimize(writer(log), [b"x" * 100_000 + bytes([i]) for i in range(50)]).profile.n_measured == 3
