@@ -66,6 +66,9 @@ class Counters:
         self.items_failed = 0
         self.items_inline = 0
         self.maps: deque[MapStats] = deque(maxlen=_LATEST_MAPS)
+        self.n_maps = 0
+        self.predicted_s = 0.0  # of all maps for which something was predicted
+        self.actual_s = 0.0  # what these have taken
         # Written by the I/O thread.
         self.raised = 0
         self.wait = Histogram()
@@ -73,3 +76,11 @@ class Counters:
         self.workers_started = 0
         self.workers_left = 0
         self.workers_died = 0
+
+    def add_map(self, found: MapStats) -> None:
+        """A map has ended."""
+        self.maps.append(found)
+        self.n_maps += 1
+        if found.predicted_s is not None:
+            self.predicted_s += found.predicted_s
+            self.actual_s += found.actual_s

@@ -194,6 +194,11 @@ class Dispatcher:
         """Whether `check_open` has nothing to raise."""
         return self._broken is None and not self.is_shut_down and not lifecycle.is_interpreter_ending()
 
+    @property
+    def is_broken(self) -> bool:
+        """Whether it takes no work because workers cannot be started, or were ended."""
+        return self._broken is not None
+
     def submit(
         self,
         fn: Callable[..., Any],

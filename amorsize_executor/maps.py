@@ -650,7 +650,7 @@ class Maps:
             told = job.plan
             assert told.actual_s is not None
             name, took_s = job.function.name, told.actual_s
-            self._engine.counters.maps.append(MapStats(name, job.n_items, job.n_inline, told.predicted_s, took_s))
+            self._engine.counters.add_map(MapStats(name, job.n_items, job.n_inline, told.predicted_s, took_s))
 
     def replace_caller(self, job: MapJob, now: float) -> None:
         """Have a worker more for a map whose caller was to help, and does not."""

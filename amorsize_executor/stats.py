@@ -176,8 +176,15 @@ class ExecutorStats:
         Shared memory for arguments, in bytes.
     maps
         Those that have ended, the latest last; not those that were too short to be planned.
+    maps_ended
+        How many there were in all.
+    maps_predicted_s, maps_actual_s
+        What all maps together of which something was known beforehand were predicted to take, and have taken, in
+        seconds.
     is_open
         Whether it takes work.
+    is_broken
+        Whether it takes none because workers cannot be started, or were ended.
     """
 
     max_workers: int
@@ -200,7 +207,11 @@ class ExecutorStats:
     run: TimeSummary
     blocks_nbytes: int
     maps: tuple[MapStats, ...]
+    maps_ended: int
+    maps_predicted_s: float
+    maps_actual_s: float
     is_open: bool
+    is_broken: bool
 
     def n_workers(self, state: str) -> int:
         """How many workers are in a state.
@@ -284,6 +295,10 @@ class Engine(Protocol):
     def is_open(self) -> bool:
         """Whether it takes work."""
 
+    @property
+    def is_broken(self) -> bool:
+        """Whether it takes none because workers cannot be started, or were ended."""
+
 
 def take_stats(engine: Engine, *, memory: bool) -> ExecutorStats:
     """A snapshot; `memory`: with that of each worker, which takes a look at its files in /proc."""
@@ -298,6 +313,7 @@ def take_stats(engine: Engine, *, memory: bool) -> ExecutorStats:
         failed = counters.failed + counters.raised
         done = submitted - cancelled - failed - n_tasks
         maps = tuple(counters.maps)
+        maps_ended, predicted_s, actual_s = counters.n_maps, counters.predicted_s, counters.actual_s
     pids = engine.pool.pids() if engine.pool is not None else {}
     workers = []
     for view in views:
@@ -335,5 +351,9 @@ def take_stats(engine: Engine, *, memory: bool) -> ExecutorStats:
         run=TimeSummary.of(counters.run),
         blocks_nbytes=engine.ledger.store.nbytes,
         maps=maps,
+        maps_ended=maps_ended,
+        maps_predicted_s=predicted_s,
+        maps_actual_s=actual_s,
         is_open=engine.is_open,
+        is_broken=engine.is_broken,
     )

@@ -27,9 +27,10 @@ class ExecutorView(AmorsizeExecutor):
     It has no workers of its own: whatever is not said here is said of the executor that it is a view on.
     """
 
-    def __init__(self, base: AmorsizeExecutor, options: TaskOptions) -> None:  # nothing of an executor is made anew
+    def __init__(self, base: AmorsizeExecutor, options: TaskOptions | None = None) -> None:  # None: those of `base`
+        # Nothing of an executor is made anew.
         self._base = base
-        self._options = options
+        self._options = base._options if options is None else options
         self._is_closed = False
         self._futures: set[Future[Any]] = set()  # not done; each is added and discarded at once
 

@@ -24,5 +24,7 @@ def run_snippets(page: str, folder: Path, end: str = "") -> tuple[str, str]:
 
 
 def test_observability(tmp_path: Path) -> None:
+    pytest.importorskip("prometheus_client")
+    pytest.importorskip("opentelemetry")
     _, err = run_snippets("observability.md", tmp_path)
     assert "INFO shop.loader in AmorsizeWorker: loading orders\n" in err
