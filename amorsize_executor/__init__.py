@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .batching import Batcher, BatchStats
     from .counters import MapStats
     from .decisions.cost_model import CostModel
     from .decisions.plan import Plan
@@ -31,6 +32,8 @@ __version__ = "0.1.0"
 __all__ = [
     "AmorsizeError",
     "AmorsizeExecutor",
+    "BatchStats",
+    "Batcher",
     "CostModel",
     "ExecutorStats",
     "MapStats",
@@ -61,6 +64,7 @@ __all__ = [
 #: import; and who only wants the executor needs no optimizer.
 _LAZY = {
     "AmorsizeExecutor": "executor",
+    **dict.fromkeys(("BatchStats", "Batcher"), "batching"),
     "register_joblib_backend": "integrations.joblib_backend",
     "CostModel": "decisions.cost_model",
     "MapStats": "counters",

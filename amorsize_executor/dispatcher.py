@@ -26,7 +26,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import CancelledError, Future
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from . import lifecycle, machine
 from .counters import Counters
@@ -122,6 +122,30 @@ class Settings(NamedTuple):
     learned: LearnedCosts | None = None
 
 
+class Front(Protocol):
+    """What takes calls in and submits tasks for them later. Nothing here is called with a lock held.
+
+    While it is among `Dispatcher.fronts`, tasks that it submits are taken even after a shutdown, and the I/O thread
+    stays.
+    """
+
+    #: When `ring` is to be called, in seconds of `time.perf_counter`; None: not at all.
+    alarm_at: float | None
+
+    def ring(self) -> None:
+        """Its time has come; the I/O thread's."""
+
+    def end(self, *, cancel_futures: bool) -> None:
+        """The executor was shut down or broke: submit all that has come, or cancel it."""
+
+
+class TaskFuture(Future[Any]):
+    """The future of a submitted task."""
+
+    #: 0 if it never came to be one.
+    task_id = 0
+
+
 class Dispatcher:
     """Owns the scheduler, the pool, the I/O thread, and every task and map that is not settled."""
 
@@ -144,6 +168,7 @@ class Dispatcher:
         self._gate = Gate(self.lock, lambda: self.scheduler.n_queued, lambda: self.is_shut_down)
         self._tasks: dict[int, Task] = {}
         self._loaded: set[Hashable] = set()  # keys of functions of which workers have given results
+        self.fronts: set[Front] = set()  # those that have calls; under the lock
         self.maps = Maps(self)
         self.residency = Residency(self)
         self.counters = Counters()
@@ -178,16 +203,25 @@ class Dispatcher:
 
     # ------------------------------------------------------------------ submit
 
-    def check_open(self) -> None:
-        """Raise what a submit to this executor raises, if anything."""
+    def check_usable(self) -> None:
+        """Raise if no task can run any more."""
         if self._broken is not None:
             from concurrent.futures.process import BrokenProcessPool
 
             raise BrokenProcessPool(str(self._broken)) from self._broken
+
+    def check_open(self) -> None:
+        """Raise what a submit to this executor raises, if anything."""
+        self.check_usable()
         if self.is_shut_down:
             raise RuntimeError("cannot schedule new futures after shutdown")
         if lifecycle.is_interpreter_ending():
             raise RuntimeError("cannot schedule new futures after interpreter shutdown")
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether no task can run any more."""
+        return self._broken is not None
 
     @property
     def is_open(self) -> bool:
@@ -205,7 +239,7 @@ class Dispatcher:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         options: TaskOptions | None = None,
-    ) -> Future[Any]:
+    ) -> TaskFuture:
         """Run a call in a worker.
 
         Raises
@@ -213,9 +247,13 @@ class Dispatcher:
         QueueFull
             If the options say so, and it is.
         """
-        self.check_open()
+        is_owed = options is not None and options.is_owed
+        if is_owed:
+            self.check_usable()
+        else:
+            self.check_open()
         now = time.perf_counter() if options is not None else 0.0
-        future: Future[Any] = Future()
+        future = TaskFuture()
         if options is not None and not options.blocks:
             with self.lock:
                 is_full = self._gate.is_full(options)
@@ -250,8 +288,8 @@ class Dispatcher:
                 if is_late:
                     self.counters.submitted += 1
                     self.counters.failed += 1
-                if not is_late and not self.is_shut_down and self._broken is None:
-                    task_id = self.new_id()
+                if not is_late and (is_owed or not self.is_shut_down) and self._broken is None:
+                    task_id = future.task_id = self.new_id()
                     self._tasks[task_id] = task
                     self.counters.submitted += 1
                     task.submitted_at = time.perf_counter()
@@ -280,6 +318,68 @@ class Dispatcher:
             self.wake()
         return future
 
+    def withdraw(self, future: TaskFuture) -> None:
+        """A future was cancelled by who will not come back for it: its task leaves the queue now, not at its turn."""
+        task_id = future.task_id
+        with self.lock:
+            task = self._tasks.get(task_id)
+            if task is None or not self.scheduler.withdraw(task_id, is_timed=task.timeout_s is not None):
+                return
+            del self._tasks[task_id]
+            self.counters.cancelled += 1
+            self._gate.open()
+            actions = self.scheduler.tick(time.perf_counter()) if self.is_shut_down else []
+        task.close()
+        self.execute(actions)
+
+    def wait_for_room(self, options: TaskOptions, wake: Callable[[], bool]) -> bool:
+        """Have `wake` called, under the lock, when there is room in the queue; False if there is, or never will be."""
+        with self.lock:
+            return not self.is_shut_down and self._gate.add(options, wake)
+
+    def stop_waiting(self, wake: Callable[[], bool]) -> None:
+        """Who has waited for room has taken it, or does not want it any more."""
+        with self.lock:
+            self._gate.discard(wake)
+
+    def abandon_wait(self, wake: Callable[[], bool]) -> None:
+        """The same without a lock: the garbage collector may call this at any point of any thread."""
+        self._gate.abandoned.append(wake)
+        self.nudge()
+
+    def get_ready(self) -> None:
+        """Do what the first task would do in the I/O thread, where it might be too late."""
+        if self._thread is None:
+            self.ensure_thread()
+        self.prepare_start()
+
+    def enlist(self, front: Front) -> None:
+        """A front has calls; after `get_ready`.
+
+        Raises
+        ------
+        RuntimeError
+            After a shutdown.
+        """
+        with self.lock:
+            if not self.is_shut_down:
+                self.fronts.add(front)
+                return
+        self.check_open()
+
+    def dismiss(self, front: Front) -> None:
+        """A front has no calls any more."""
+        with self.lock:
+            self.fronts.discard(front)
+            is_over = self.is_shut_down
+        if is_over:
+            self.wake()
+
+    @property
+    def is_io_thread(self) -> bool:
+        """Whether this thread must not wait for tasks, since it is the one that settles them."""
+        return threading.current_thread() is self._thread
+
     @property
     def n_tasks(self) -> int:
         """Submitted tasks that are not settled; under the lock."""
@@ -297,7 +397,7 @@ class Dispatcher:
             return True
         if not options.blocks:
             raise queue_full(options.max_pending)
-        if threading.current_thread() is self._thread:  # in a callback: it is this thread that makes room
+        if self.is_io_thread:  # in a callback: it is this thread that makes room
             return True
         return self._gate.wait(options, until)
 
@@ -558,8 +658,13 @@ class Dispatcher:
                 self.maps.forget_dropped()
                 self.residency.forget_abandoned()
                 self._do()
+                if self.fronts:
+                    self._ring()
+                if self._gate.abandoned:
+                    with self.lock:
+                        self._gate.discard_abandoned()
                 with self.lock:
-                    if self.scheduler.is_drained and not self._to_do:
+                    if self.scheduler.is_drained and not self._to_do and not self.fronts:
                         return
                     timeout = self._timeout()
                 is_quiet = not pool.wait(timeout, self._handle, self._ended)
@@ -618,9 +723,20 @@ class Dispatcher:
                 self._break(start_failure(self._last_end))
         self._no_starts.set()
 
+    def _ring(self) -> None:
+        """Call the fronts whose time has come."""
+        with self.lock:
+            fronts = list(self.fronts)
+        for front in fronts:
+            if front.alarm_at is not None and front.alarm_at <= time.perf_counter():
+                front.ring()
+
     def _timeout(self) -> float | None:
         """Seconds until time matters; None when it does not. Under the lock."""
         times = [self.scheduler.next_tick(time.perf_counter())]
+        for front in self.fronts:
+            if front.alarm_at is not None:
+                times.append(max(front.alarm_at - time.perf_counter(), 0.0))
         self._limit_at = self.scheduler.next_limit()
         if self.is_watching:
             times.append(_WATCH_S)
@@ -854,6 +970,7 @@ class Dispatcher:
             self.counters.failed += len(tasks)
             jobs, self.maps.jobs = self.maps.jobs, {}
             tiny = list(self.maps.tiny)
+            fronts = list(self.fronts)
             actions = self.scheduler.give_up()
             self._gate.open()
         for task in tasks.values():
@@ -865,6 +982,8 @@ class Dispatcher:
         self.residency.fail(self._broken)
         for found in tiny:
             found.fail(chained(BrokenProcessPool(message), cause))
+        for front in fronts:
+            front.end(cancel_futures=False)  # what it submits now fails
         self.execute(actions)
 
     def end_workers(self, signum: signal.Signals, what: str) -> None:
@@ -881,8 +1000,11 @@ class Dispatcher:
             self.is_shut_down = True
             self._gate.open()
             tiny = list(self.maps.tiny)
+            fronts = list(self.fronts)
         for found in tiny:
             self.maps.convert(found)
+        for front in fronts:
+            front.end(cancel_futures=cancel_futures)
         with self.lock:
             cancelled = self.scheduler.drop_queue() if cancel_futures else []
             tasks = [task for task_id in cancelled if (task := self._tasks.pop(task_id, None)) is not None]

@@ -7,7 +7,7 @@ import os
 import signal
 import time
 import weakref
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from itertools import chain, islice
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import ParamSpec
 
+    from .batching import Batcher
     from .decisions.plan import Plan
     from .decisions.planner import PoolState
     from .integrations.progress import Progress
@@ -253,6 +254,46 @@ class AmorsizeExecutor(Executor):
         _check_callable(fn)
         return self._own().submit(fn, args, kwargs, self._options)
 
+    async def asubmit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run ``fn(*args, **kwargs)`` in a worker, and wait for it in a coroutine.
+
+        The loop is never held up: where a `submit` would wait for room in the queue, this waits beside it.
+
+        If the coroutine is cancelled, a task that has not begun leaves the queue. One that runs goes on, and its result
+        is dropped: ``ex.options(timeout=...)`` bounds how long that can be.
+
+        Returns
+        -------
+        T
+            What `fn` returns; what it raises is raised.
+
+        Raises
+        ------
+        QueueFull, TaskTimeout
+            With the options of a view.
+        WorkerDied
+            If the worker ended while it ran the task.
+        BrokenProcessPool
+            If workers cannot be started.
+        RuntimeError
+            After `shutdown`.
+
+        Examples
+        --------
+        >>> import asyncio
+        >>> with AmorsizeExecutor(2) as executor:
+        ...     asyncio.run(executor.asubmit(pow, 2, 10))
+        1024
+        """
+        from .aio import submit
+
+        _check_callable(fn)
+        result: T = await submit(self._own(), fn, args, kwargs, self._options, self._watch)
+        return result
+
+    def _watch(self, future: Future[Any]) -> None:
+        """A task was submitted; a view waits for its own."""
+
     def map(
         self,
         fn: Callable[..., T],
@@ -371,9 +412,39 @@ class AmorsizeExecutor(Executor):
         ...     list(running.results), running.plan.n_workers
         ([3, 2, 1], 1)
         """
-        _check_callable(fn)
         _check_number("timeout", timeout)
         until = None if timeout is None else time.monotonic() + timeout
+        job, shown = self._open_map(
+            fn,
+            *iterables,
+            chunksize=chunksize,
+            buffersize=buffersize,
+            ordered=ordered,
+            progress=progress,
+            n_workers=n_workers,
+            sample_size=sample_size,
+            constraint="" if timeout is None else "a timeout is set",
+        )
+        if job is None:
+            return RunningMap(iter(()), None)
+        # Who has more to read must be able to submit it: then the iterator keeps the executor alive.
+        kept = self if job.source is not None else None
+        return RunningMap(MapResults.of(_batches(self._own(), job, until, shown, kept)), job)
+
+    def _open_map(
+        self,
+        fn: Callable[..., Any],
+        *iterables: Iterable[Any],
+        chunksize: int | None,
+        buffersize: int | None,
+        ordered: bool,
+        progress: bool | Callable[[int, int], object] | None,
+        n_workers: int | None = None,
+        sample_size: int | None = None,
+        constraint: str,
+    ) -> tuple[MapJob | None, Progress | None]:
+        """Check what `start_map` was given and take the map in; no map if there are no items."""
+        _check_callable(fn)
         if chunksize is not None:
             _check_int("chunksize", chunksize, 1)
         if buffersize is not None:
@@ -405,8 +476,8 @@ class AmorsizeExecutor(Executor):
             items, is_all = _read(rest, most)
             rest = None if is_all else rest
         if not items:
-            return RunningMap(iter(()), None)
-        constraint = "a timeout is set" if timeout is not None else self._constraint
+            return None, None
+        constraint = constraint or self._constraint
         if n_workers is not None:
             constraint = f"{n_workers} worker{'s were' if n_workers > 1 else ' was'} asked for"
         job = dispatcher.maps.open(
@@ -432,10 +503,136 @@ class AmorsizeExecutor(Executor):
             except BaseException:
                 dispatcher.maps.abandon(job)
                 raise
-        shown = _make_progress(progress, job) if progress else None
-        # Who has more to read must be able to submit it: then the iterator keeps the executor alive.
-        return RunningMap(
-            MapResults.of(_batches(dispatcher, job, until, shown, self if source is not None else None)), job
+        return job, _make_progress(progress, job) if progress else None
+
+    def amap(
+        self,
+        fn: Callable[..., T],
+        *iterables: Iterable[Any],
+        chunksize: int | None = None,
+        buffersize: int | None = None,
+        ordered: bool = True,
+        progress: bool | Callable[[int, int], object] | None = None,
+    ) -> AsyncGenerator[T, None]:
+        """Apply `fn` to each item in workers; for ``async for``, which never holds up the loop.
+
+        Parameters
+        ----------
+        fn, chunksize, ordered
+            As for `map`. No item runs in the calling thread.
+        iterables, buffersize
+            Read in the loop's thread: all at once now, or with `buffersize` as results are taken.
+        progress
+            As for `map`; called in the loop's thread.
+
+        Returns
+        -------
+        AsyncGenerator
+            Of results. An exception of `fn` is raised in place of its result, and ends the iteration. When the
+            iteration ends early (``aclose()``, or the coroutine is cancelled while it waits here), items that have not
+            begun are dropped.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For a parameter of the wrong type or out of range.
+
+        Examples
+        --------
+        >>> import asyncio
+        >>> async def squares(executor):
+        ...     return [square async for square in executor.amap(pow, [2, 3], [2, 2])]
+        >>> with AmorsizeExecutor(2) as executor:
+        ...     asyncio.run(squares(executor))
+        [4, 9]
+        """
+        from .aio import map_results
+
+        if not iterables:
+            raise TypeError("amap() must have at least one iterable")
+        job, shown = self._open_map(
+            fn,
+            *iterables,
+            chunksize=chunksize,
+            buffersize=buffersize,
+            ordered=ordered,
+            progress=progress,
+            constraint="it is iterated over in an event loop",
+        )
+        # Who has more to read must be able to submit it: then the generator keeps the executor alive.
+        kept = self if job is not None and job.source is not None else None
+        return map_results(self._own().maps, job, shown, kept)
+
+    def batch(
+        self,
+        fn: Callable[[list[Any]], Iterable[T]],
+        *,
+        max_batch_size: int | None = None,
+        max_delay: float | None = None,
+        target_latency: float | None = None,
+    ) -> Batcher[Any, T]:
+        """Put single calls from many threads and coroutines together into calls of ``fn(list)`` in workers.
+
+        Parameters
+        ----------
+        fn
+            Takes a list of items and returns one result for each, in the same order: a list, or an array whose rows
+            they are. It must be safe to repeat: when it raises, both halves of its list are tried again, down to the
+            item that it fails on, which alone gets the exception. Resources may stand in it, as in a
+            ``functools.partial``.
+        max_batch_size
+            Items in a list at most. None: as many as pays.
+        max_delay
+            Seconds that an item may wait for others although a worker is free. None: as long as it pays, never longer
+            than what a batch takes however small it is. While all workers are busy, items wait in any case.
+        target_latency
+            Seconds that a call should take from its arrival to its result: batches are kept small enough for that, as
+            long as such batches can carry the load. A wish; ``options(timeout=...)`` is a bound.
+
+        Returns
+        -------
+        Batcher
+            Call it with an item, or use its `submit` or `asubmit`. A context manager; `close` waits for its calls. The
+            conditions of a view hold for single calls (`max_pending`: those of this front that wait), except that
+            `priority` and `retries` are those of whole batches; a batch that loses its worker for the last time that
+            `retries` allows is run again one by one.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For a parameter of the wrong type or out of range.
+        RuntimeError
+            After `shutdown`.
+
+        Notes
+        -----
+        Batches follow free workers: with a light load each call goes alone at once, with a heavy one batches grow. What
+        is measured, and the formulas that decide, are in `amorsize_executor.decisions.batching`.
+
+        Examples
+        --------
+        >>> def double_all(items):
+        ...     return [2 * item for item in items]
+        >>> with AmorsizeExecutor(1) as executor, executor.batch(double_all) as double:
+        ...     futures = [double.submit(i) for i in range(3)]
+        ...     [future.result() for future in futures], double(21)
+        ([0, 2, 4], 42)
+        """
+        from .batching import Batcher
+
+        _check_callable(fn)
+        if max_batch_size is not None:
+            _check_int("max_batch_size", max_batch_size, 1)
+        _check_number("max_delay", max_delay, 0)
+        _check_number("target_latency", target_latency, 0)
+        self._own().check_open()
+        return Batcher(
+            self._own,
+            fn,
+            self._options,
+            max_batch_size=max_batch_size,
+            max_delay_s=max_delay,
+            target_s=target_latency,
         )
 
     @property

@@ -42,6 +42,17 @@ def task_timeout(name: str, timeout_s: float, *, pid: int | None, was_waiting: b
     return TaskTimeout(f"{name} was not done within its timeout of {timeout_s:g} s: {what}")
 
 
+def batch_timeout(name: str, timeout_s: float, *, was_waiting: bool) -> BaseException:
+    """What a call gets that was to be run in a batch and was not done in time."""
+    from .errors import TaskTimeout
+
+    if was_waiting:
+        what = "it was still waiting to be sent; more workers, or fewer calls at a time (max_pending), would help"
+    else:
+        what = "its batch goes on while another call of it has time left; then the worker is ended, and replaced"
+    return TaskTimeout(f"a call of {name} was not done within its timeout of {timeout_s:g} s: {what}")
+
+
 def queue_full(max_pending: int | None) -> BaseException:
     """What a submit raises that is one too many."""
     from .errors import QueueFull

@@ -416,16 +416,7 @@ class Maps:
         Called by the thread that iterates. This is the only place where items run in the caller's thread.
         """
         while True:
-            if job.source is None:
-                batch = job.take()
-                if batch is not None and job.n_out >= job.n_items and job.cut is None:
-                    self._finish(job)
-            else:
-                # All results handed out so far were taken, and one of the next ones will be.
-                n_free = job.n_out + 1 + job.buffersize - job.n_items
-                batch = job.take(max(job.buffersize // _BUFFER_PARTS, 1))
-                if batch is not None:
-                    self._read_more(job, n_free)
+            batch = self.ready_results(job)
             if batch is not None:
                 return batch
             if job.is_finished():
@@ -435,6 +426,20 @@ class Maps:
             if job.may_inline and self._run_inline(job):
                 continue
             job.wait(until)
+
+    def ready_results(self, job: MapJob) -> list[Any] | None:
+        """Results of a map that are there now, in order; None when there are none. For the thread that iterates."""
+        if job.source is None:
+            batch = job.take()
+            if batch is not None and job.n_out >= job.n_items and job.cut is None:
+                self._finish(job)
+            return batch
+        # All results handed out so far were taken, and one of the next ones will be.
+        n_free = job.n_out + 1 + job.buffersize - job.n_items
+        batch = job.take(max(job.buffersize // _BUFFER_PARTS, 1))
+        if batch is not None:
+            self._read_more(job, n_free)
+        return batch
 
     def _read_more(self, job: MapJob, most: int) -> None:
         """Read up to `most` items, so that the buffer stays full; in the caller's thread."""

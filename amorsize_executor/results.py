@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .decisions.plan import Span
@@ -84,6 +84,7 @@ class MapJob:
         # Guards items, base and everything about results; held for list operations only.
         self.condition = threading.Condition(threading.Lock())
         self.is_waiting = False
+        self.on_ready: Callable[[], object] | None = None  # who waits without a thread; called under `condition`
         self.slots: list[Any] = [None] * len(items) if is_ordered else []
         self.segments: dict[int, int] = {}  # settled runs beyond the frontier: start -> stop
         self.frontier = 0
@@ -202,7 +203,7 @@ class MapJob:
                 for i, value in zip(indices, values, strict=False):
                     self._place(i, [value])
             if self.is_waiting and (not self.is_ordered or self.frontier > self.n_out):
-                self.condition.notify_all()
+                self._tell()
 
     def _place(self, start: int, values: list[Any]) -> None:
         at = start - self.base
@@ -294,7 +295,28 @@ class MapJob:
         """Whatever has not come yet never will."""
         with self.condition:
             self.error = error
-            self.condition.notify_all()
+            self._tell()
+
+    def _tell(self) -> None:
+        self.condition.notify_all()
+        if self.on_ready is not None:
+            self.on_ready()
+
+    def call_when_ready(self, on_ready: Callable[[], object]) -> bool:
+        """Have this called, once or more, when there are results or there will be none; False if that is so already.
+
+        Raises
+        ------
+        BaseException
+            If the executor broke, and no result is there.
+        """
+        with self.condition:
+            if self.unordered or self.frontier > self.n_out:
+                return False
+            if self.error is not None:
+                raise self.error
+            self.on_ready, self.is_waiting = on_ready, True
+            return True
 
     def close_source(self, cut: BaseException) -> None:
         """Read no more items; `cut` is raised behind the results of those that were read."""

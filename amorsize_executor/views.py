@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import concurrent.futures
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import WeakSet
 
 from .executor import AmorsizeExecutor
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import ParamSpec
 
+    from .batching import Batcher
     from .dispatcher import Dispatcher
     from .options import TaskOptions
 
@@ -33,6 +35,7 @@ class ExecutorView(AmorsizeExecutor):
         self._options = base._options if options is None else options
         self._is_closed = False
         self._futures: set[Future[Any]] = set()  # not done; each is added and discarded at once
+        self._fronts: WeakSet[Batcher[Any, Any]] = WeakSet()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["_base"], name)
@@ -65,9 +68,25 @@ class ExecutorView(AmorsizeExecutor):
             After a `shutdown` of the view or of the executor.
         """
         future = super().submit(fn, *args, **kwargs)
+        self._watch(future)
+        return future
+
+    def _watch(self, future: Future[Any]) -> None:
         self._futures.add(future)
         future.add_done_callback(self._futures.discard)
-        return future
+
+    def batch(
+        self,
+        fn: Callable[[list[Any]], Iterable[T]],
+        *,
+        max_batch_size: int | None = None,
+        max_delay: float | None = None,
+        target_latency: float | None = None,
+    ) -> Batcher[Any, T]:
+        """Put single calls together, as `AmorsizeExecutor.batch` does, with the options of this view."""
+        front = super().batch(fn, max_batch_size=max_batch_size, max_delay=max_delay, target_latency=target_latency)
+        self._fronts.add(front)
+        return front
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more work through this view; the executor and its workers stay.
@@ -84,6 +103,8 @@ class ExecutorView(AmorsizeExecutor):
         if cancel_futures:
             for future in futures:
                 future.cancel()
+        for front in list(self._fronts):
+            front.close(wait, cancel_futures=cancel_futures)
         if wait:
             concurrent.futures.wait(futures)
 

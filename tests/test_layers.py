@@ -32,6 +32,7 @@ FLOORS = (
     {"tiny"},
     {"maps"},
     {"dispatcher"},
+    {"batching", "aio"},
     {"executor"},
     {"views"},
     {"integrations"},

@@ -681,6 +681,16 @@ class Scheduler:
         self._lane_of.clear()
         return [self._kill(worker_id, worker) for worker_id, worker in self._workers.items()]
 
+    def withdraw(self, task_id: int, *, is_timed: bool) -> bool:
+        """Forget a submitted task that waits (`is_timed`: has a time limit); False if it does not."""
+        if is_timed and task_id not in self._deadlines:
+            return False  # its time is over: it has been forgotten
+        queue = self._queue_with(task_id)
+        if not queue.drop(task_id):
+            return False
+        self._forget_task(queue, task_id)
+        return True
+
     def drop_queue(self) -> list[int]:
         """Forget the submitted tasks that wait, and return their ids."""
         dropped = [task_id for queue in self._queues() for task_id in queue.drop_waiting()]

@@ -37,6 +37,9 @@ class Deadlines:
     def __len__(self) -> int:
         return len(self._until)
 
+    def __contains__(self, task_id: int) -> bool:
+        return task_id in self._until
+
     def add(self, task_id: int, until: float) -> bool:
         """A task must be done by then; returns whether no other must be sooner."""
         self._until[task_id] = until
