@@ -219,11 +219,6 @@ class Dispatcher:
             raise RuntimeError("cannot schedule new futures after interpreter shutdown")
 
     @property
-    def is_broken(self) -> bool:
-        """Whether no task can run any more."""
-        return self._broken is not None
-
-    @property
     def is_open(self) -> bool:
         """Whether `check_open` has nothing to raise."""
         return self._broken is None and not self.is_shut_down and not lifecycle.is_interpreter_ending()

@@ -683,7 +683,7 @@ class Scheduler:
 
     def withdraw(self, task_id: int, *, is_timed: bool) -> bool:
         """Forget a submitted task that waits (`is_timed`: has a time limit); False if it does not."""
-        if is_timed and task_id not in self._deadlines:
+        if is_timed and task_id not in self._limits.deadlines:
             return False  # its time is over: it has been forgotten
         queue = self._queue_with(task_id)
         if not queue.drop(task_id):
