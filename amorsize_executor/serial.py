@@ -164,13 +164,14 @@ class SerialDispatcher(Dispatcher):
         with self.lock:
             is_first = not self.is_shut_down
             self.is_shut_down = True
-            jobs = list(self.maps.jobs.values())
+            jobs, self.maps.jobs = list(self.maps.jobs.values()), {}
         for job in jobs:
             job.close_source(RuntimeError("cannot schedule new futures after shutdown"))
             if cancel_futures:
                 job.fail(CancelledError())
             else:
                 self._maps.run_all(job)
+        super().shutdown(wait=wait, cancel_futures=cancel_futures)
         if is_first:
             with self.building:
                 self.residents.close_all()
@@ -221,11 +222,16 @@ class SerialMaps(Maps):
 
     def next_results(self, job: MapJob, until: float | None) -> list[Any] | None:
         """The next result of a map; None when there will be none."""
+        batch = self.ready_results(job)
+        if batch is None:
+            problem = job.error or job.cut
+            if problem is not None:
+                raise problem
+        return batch
+
+    def ready_results(self, job: MapJob) -> list[Any] | None:
+        """The next result of a map, run now; None when there will be none."""
         if job.n_settled == job.n_out and not self._run_next(job):
-            if job.error is not None:
-                raise job.error
-            if job.cut is not None:
-                raise job.cut
             return None
         batch = job.take(1)
         self._read_more(job, 1)
@@ -279,8 +285,8 @@ class SerialMaps(Maps):
 
     def _finish(self, job: MapJob) -> None:
         plan = job.plan
-        if self.jobs.pop(job.job_id, None) is None or plan is None:
-            return
+        self.jobs.pop(job.job_id, None)
+        assert plan is not None
         n_items, took_s = job.n_items, time.perf_counter() - job.started_at
         job.plan = plan._replace(
             n_items=n_items,
