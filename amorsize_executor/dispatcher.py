@@ -115,7 +115,7 @@ class Settings(NamedTuple):
     min_workers: int
     idle_timeout_s: float | None
     memory_limit: int | None
-    inline: Literal["auto", "never"]
+    inline: Literal["auto", "never", "always"]
     retries: int
     env: dict[str, str]
     cost_model: CostModel

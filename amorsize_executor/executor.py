@@ -46,6 +46,8 @@ _LARGE_BATCH = 64
 _READ_S = 5e-3
 _READ_ITEMS = 64
 _START_METHODS = ("loky", "spawn", "forkserver", "fork")
+#: In the environment: 1 lets everything run in the caller.
+_INLINE_VARIABLE = "AMORSIZE_INLINE"
 #: Read by BLAS, OpenMP and friends when they load.
 _THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
@@ -108,8 +110,10 @@ class AmorsizeExecutor(Executor):
         what the container or the host allows.
     inline
         "auto": `map` may run items in the calling thread, inside ``next()`` of its result iterator, where that is
-        cheaper than sending them. "never": everything runs in workers. With an `initializer`, or a `timeout` of
-        `map`, it never does.
+        cheaper than sending them; with an `initializer`, or a `timeout` of `map`, it never does. "never": everything
+        runs in workers. "always": everything runs in the caller, tasks of `submit` before it returns and items of `map`
+        inside ``next()``, for debuggers and coverage; so it does for all executors with ``AMORSIZE_INLINE=1`` in the
+        environment. Options for workers and limits of time have nothing to act on then.
     retries
         Times that a task runs again after its worker died while running it.
     threads_per_worker
@@ -146,7 +150,7 @@ class AmorsizeExecutor(Executor):
         min_workers: int = 0,
         idle_timeout: float | None = 60.0,
         memory_limit: int | float | None = None,
-        inline: Literal["auto", "never"] = "auto",
+        inline: Literal["auto", "never", "always"] = "auto",
         retries: int = 0,
         threads_per_worker: int | None = None,
         cost_model: CostModel | str | os.PathLike[str] | None = None,
@@ -173,14 +177,18 @@ class AmorsizeExecutor(Executor):
             raise ValueError(f"min_workers must be at most max_workers ({max_workers}), got {min_workers}")
         _check_number("idle_timeout", idle_timeout, 0)
         _check_number("memory_limit", memory_limit, 1)
-        if inline not in ("auto", "never"):
-            raise ValueError(f"inline must be 'auto' or 'never', got {inline!r}")
+        if inline not in ("auto", "never", "always"):
+            raise ValueError(f"inline must be 'auto', 'never' or 'always', got {inline!r}")
+        if _is_told_inline():
+            inline = "always"
         _check_int("retries", retries, 0)
         if threads_per_worker is not None:
             _check_int("threads_per_worker", threads_per_worker, 1)
         learned: LearnedCosts | None = None
         if cost_model is None:
-            cost_model = _process_model
+            cost_model = _process_model if inline != "always" else CostModel()
+        elif isinstance(cost_model, (str, os.PathLike)) and inline == "always":  # nothing is learned
+            cost_model = CostModel()
         elif isinstance(cost_model, (str, os.PathLike)):
             from .learned import LearnedCosts
 
@@ -207,7 +215,7 @@ class AmorsizeExecutor(Executor):
             cost_model=cost_model,
             learned=learned,
         )
-        self._attach(Dispatcher(self._settings))
+        self._attach(_make_dispatcher(self._settings))
 
     def _attach(self, dispatcher: Dispatcher) -> None:
         self._dispatcher = dispatcher
@@ -220,7 +228,7 @@ class AmorsizeExecutor(Executor):
         if self._dispatcher.is_foreign:
             self._finalizer.detach()
             self._settings.cost_model.renew_lock()
-            self._attach(Dispatcher(self._settings))
+            self._attach(_make_dispatcher(self._settings))
         return self._dispatcher
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
@@ -1117,6 +1125,28 @@ def _read(source: Iterator[Any], most: int) -> tuple[list[Any], bool]:
         if len(items) >= most or time.perf_counter() >= until:
             return items, False
     return items, True
+
+
+def _make_dispatcher(settings: Settings) -> Dispatcher:
+    if settings.inline != "always":
+        return Dispatcher(settings)
+    from .serial import SerialDispatcher
+
+    return SerialDispatcher(settings)
+
+
+def _is_told_inline() -> bool:
+    """Whether the environment wants everything to run in the caller.
+
+    Raises
+    ------
+    ValueError
+        If that cannot be told.
+    """
+    value = os.environ.get(_INLINE_VARIABLE, "")
+    if value not in ("", "0", "1"):
+        raise ValueError(f"the environment variable {_INLINE_VARIABLE} must be 1, 0 or empty, got {value!r}")
+    return value == "1"
 
 
 def _make_progress(progress: bool | Callable[[int, int], object], job: MapJob) -> Progress:

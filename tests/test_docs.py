@@ -28,3 +28,7 @@ def test_observability(tmp_path: Path) -> None:
     pytest.importorskip("opentelemetry")
     _, err = run_snippets("observability.md", tmp_path)
     assert "INFO shop.loader in AmorsizeWorker: loading orders\n" in err
+
+
+def test_testing(tmp_path: Path) -> None:
+    run_snippets("testing.md", tmp_path)  # but for the fixtures, which have tests of their own

@@ -32,9 +32,9 @@ FLOORS = (
     {"tiny"},
     {"maps"},
     {"dispatcher"},
-    {"batching", "aio"},
+    {"batching", "aio", "serial"},
     {"executor"},
-    {"views"},
+    {"views", "pytest_plugin"},
     {"integrations"},
     {"optimizer"},
     {""},  # the package's own __init__: names of all that people import
@@ -196,6 +196,12 @@ def loaded_by_import() -> set[str]:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return set(done.stdout.split())
+
+
+def test_the_plugin_of_pytest_loads_nothing_before_it_is_used() -> None:
+    code = f"import {NAME}.pytest_plugin, sys; print(*[name for name in sys.modules if name.startswith({NAME!r})])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [NAME, f"{NAME}.pytest_plugin"]
 
 
 @pytest.mark.parametrize("name", ["store", "integrations.plots"])

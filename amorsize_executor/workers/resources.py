@@ -6,11 +6,12 @@ comes out: the one that the worker has, or else a new one.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
@@ -30,6 +31,15 @@ _NOWHERE = (
 _numbers = itertools.count(1)
 #: In a worker: what it has built.
 _residents: Residents | None = None
+
+
+class _Here(threading.local):
+    """Where this thread finds objects, if it has a place of its own for them."""
+
+    residents: Residents | None = None
+
+
+_here = _Here()
 
 
 class NeedsWorker(Exception):
@@ -208,8 +218,19 @@ def receive_with(residents: Residents) -> None:
     _residents = residents
 
 
+@contextlib.contextmanager
+def resolving_with(residents: Residents) -> Iterator[None]:
+    """What this thread unpickles meanwhile has objects from there."""
+    before, _here.residents = _here.residents, residents
+    try:
+        yield
+    finally:
+        _here.residents = before
+
+
 def _resolve(resource_id: int, name: str, recipe: serialize.Entry) -> Any:
-    """The object of a resource, in a worker."""
-    if _residents is None:
+    """The object of a resource, in a worker, or where there is a place for it."""
+    residents = _here.residents or _residents
+    if residents is None:
         raise NeedsWorker(f"the resource {name!r} is built in workers only")
-    return _residents.resolve(resource_id, name, recipe)
+    return residents.resolve(resource_id, name, recipe)
