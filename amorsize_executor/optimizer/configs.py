@@ -52,6 +52,8 @@ def save_config(result: OptimizationResult, name_or_path: str | os.PathLike[str]
     ------
     FileExistsError
         If it exists and `overwrite` is False.
+    IsADirectoryError
+        If it is a folder.
     TypeError, ValueError
         For a parameter of the wrong type, or a name with other characters.
 
@@ -69,6 +71,8 @@ def save_config(result: OptimizationResult, name_or_path: str | os.PathLike[str]
         raise TypeError(f"result must be what optimize returns, got {shown(result)}")
     check_flag("overwrite", overwrite)
     path = _path_of(name_or_path)
+    if path.is_dir():
+        raise _is_folder(path)
     content: dict[str, Any] = {
         "format": _FORMAT,
         "version": _VERSION,
@@ -109,6 +113,8 @@ def load_config(name_or_path: str | os.PathLike[str]) -> OptimizationResult:
     ------
     FileNotFoundError
         If there is none.
+    IsADirectoryError
+        If it is a folder.
     TypeError, ValueError
         If it is damaged, no config at all, or was written by a newer version; or for a name of the wrong type or with
         other characters.
@@ -124,7 +130,10 @@ def load_config(name_or_path: str | os.PathLike[str]) -> OptimizationResult:
         with open(path, "rb") as file:
             data = file.read(_MOST_NBYTES + 1)
     except FileNotFoundError:
-        raise FileNotFoundError(f"there is no config {os.fspath(name_or_path)!r} (looked for {path})") from None
+        where = path.absolute()
+        raise FileNotFoundError(f"there is no config {os.fspath(name_or_path)!r} (looked for {where})") from None
+    except IsADirectoryError:
+        raise _is_folder(path) from None
     try:
         content = json.loads(data) if len(data) <= _MOST_NBYTES else None
     except (ValueError, RecursionError) as error:
@@ -192,6 +201,10 @@ def _this_machine() -> dict[str, Any]:
         "system": platform.system(),
         "python": platform.python_version(),
     }
+
+
+def _is_folder(path: Path) -> IsADirectoryError:
+    return IsADirectoryError(f"name_or_path must be a file, got the folder {path}; name a file in it")
 
 
 def _path_of(name_or_path: Any) -> Path:

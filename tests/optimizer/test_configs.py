@@ -112,6 +112,20 @@ def test_a_missing_config(tmp_path: Path) -> None:
         load_config("unknown")
 
 
+def test_a_folder_is_no_config(tmp_path: Path) -> None:
+    with pytest.raises(IsADirectoryError, match="name_or_path must be a file, got the folder"):
+        load_config(tmp_path)
+    with pytest.raises(IsADirectoryError, match="name_or_path must be a file, got the folder"):
+        save_config(RESULT, f"{tmp_path}/")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_config_tells_the_whole_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=rf"no config 'here.json' \(looked for {tmp_path}/here.json\)"):
+        load_config("here.json")
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[" * 5000, b" " * (1 << 21)])
 def test_a_file_that_is_no_json(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "x.json"
