@@ -63,7 +63,9 @@ class Requests:
     loop_s, large_s
         Of a request of many batches: a loop over them, and all of it, in seconds (medians).
     shipped
-        Most bytes that went to workers in a request after the first large ones, without its rows.
+        Bytes that went to workers in a large request, without its rows (median).
+    n_shipped
+        Requests in which the model travelled: once for each worker.
     is_refit_seen
         Whether the requests after the model was fitted again answered as it then did.
     """
@@ -74,7 +76,8 @@ class Requests:
     request_s: float
     loop_s: float
     large_s: float
-    shipped: int
+    shipped: float
+    n_shipped: int
     is_refit_seen: bool
 
     @property
@@ -117,6 +120,7 @@ def _requests(model: Any) -> Requests:
     def rows(n_batches: int) -> list[Any]:
         return [digits[rng.integers(0, len(digits), BATCH)] for _ in range(n_batches)]
 
+    model_nbytes = len(pickle.dumps(model))
     shipped = Shipped()
     shipped.count()
     times: dict[int, list[tuple[float, float]]] = {1: [], N_BATCHES: []}
@@ -139,12 +143,13 @@ def _requests(model: Any) -> Requests:
     ]
     small, large = ([[t[i] for t in times[n][2:]] for i in (0, 1)] for n in (1, N_BATCHES))
     return Requests(
-        model_nbytes=len(pickle.dumps(model)),
+        model_nbytes=model_nbytes,
         first_s=times[N_BATCHES][0][1],
         compute_s=median(small[0]),
         request_s=median(small[1]),
         loop_s=median(large[0]),
         large_s=median(large[1]),
-        shipped=max(sent[3 * LARGE_EVERY :]),
+        shipped=median(sent[::LARGE_EVERY]),
+        n_shipped=sum(nbytes > model_nbytes / 2 for nbytes in sent),
         is_refit_seen=all(seen),
     )

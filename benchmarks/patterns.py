@@ -307,6 +307,7 @@ def request_table(found: dict[str, Requests]) -> Table:
             seconds(one.loop_s),
             seconds(one.large_s),
             f"{one.shipped / 1e3:,.0f} kB",
+            str(one.n_shipped),
             "yes" if one.is_refit_seen else "NO",
         )
         for model, one in found.items()
@@ -314,12 +315,12 @@ def request_table(found: dict[str, Requests]) -> Table:
     note = (
         f"{_pattern_requests.N_REQUESTS} requests with `execute` and a new lambda in each, of one batch of "
         f"{_pattern_requests.BATCH} rows, and each {_pattern_requests.LARGE_EVERY}th of {_pattern_requests.N_BATCHES}. "
-        f"Within: at most {seconds(TARGET_OVER_S)} beyond the compute. Shipped: most bytes that went to workers in a "
-        "request after the first ones, without its rows."
+        f"Within: at most {seconds(TARGET_OVER_S)} beyond the compute. Shipped: bytes that went to workers in a large "
+        "request, without its rows, in the median; and in how many requests the model travelled, once for each worker."
     )
     header = (
         "model", "first", "a batch: compute", "request", "beyond it", "within", "many: loop", "request", "shipped",
-        "refit seen",
+        "with model", "refit seen",
     )  # fmt: skip
     return Table("Requests over the same model", header, rows, note)
 
