@@ -52,7 +52,7 @@ def _example_pages() -> dict[str, str]:
     lines = []
     for path in sorted((ROOT / "examples").glob("*.py")):
         source = path.read_text("utf-8")
-        told = ast.get_docstring(ast.parse(source)) or path.stem
+        told = (ast.get_docstring(ast.parse(source)) or path.stem).replace("[", r"\[")  # no links
         first, _, rest = told.partition("\n")
         code = source.split('"""', 2)[-1].strip() if source.startswith('"""') else source.strip()
         pages[f"examples/{path.stem}.md"] = f"# {path.name}\n\n{first}\n\n{rest.strip()}\n\n```python\n{code}\n```\n"

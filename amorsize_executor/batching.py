@@ -148,6 +148,11 @@ class Batcher(Generic[T, R]):
     def submit(self, item: T) -> Future[R]:
         """Run the function over a batch that has this item.
 
+        Parameters
+        ----------
+        item
+            What the function's list is to contain.
+
         Returns
         -------
         Future
@@ -180,6 +185,16 @@ class Batcher(Generic[T, R]):
 
         If the coroutine is cancelled, the item is taken out of the batch that it waits for; if it runs, its result is
         dropped. Errors are those of `submit` and of its future.
+
+        Parameters
+        ----------
+        item
+            As for `submit`.
+
+        Returns
+        -------
+        R
+            The function's result for this item.
         """
         import asyncio
 
@@ -213,7 +228,13 @@ class Batcher(Generic[T, R]):
             self.close()
 
     def stats(self) -> BatchStats:
-        """What it has done so far, and what it goes by."""
+        """What it has done so far, and what it goes by.
+
+        Returns
+        -------
+        BatchStats
+            A snapshot that nothing changes any more.
+        """
         return self._core.stats()
 
 

@@ -270,6 +270,11 @@ class AmorsizeExecutor(Executor):
         If the coroutine is cancelled, a task that has not begun leaves the queue. One that runs goes on, and its result
         is dropped: ``ex.options(timeout=...)`` bounds how long that can be.
 
+        Parameters
+        ----------
+        fn, args, kwargs
+            As for `submit`.
+
         Returns
         -------
         T
@@ -526,10 +531,16 @@ class AmorsizeExecutor(Executor):
 
         Parameters
         ----------
-        fn, chunksize, ordered
+        fn
             As for `map`. No item runs in the calling thread.
-        iterables, buffersize
+        iterables
             Read in the loop's thread: all at once now, or with `buffersize` as results are taken.
+        chunksize
+            Items that go to a worker together, kept exactly. None: chosen and adapted.
+        buffersize
+            Items read ahead of the results that were taken, at most. None: all.
+        ordered
+            Whether results come in the order of the items, or as they are ready.
         progress
             As for `map`; called in the loop's thread.
 
