@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from .counters import MapStats
 from .decisions.plan import Plan
 from .decisions.terms import Terms
-from .dispatcher import Dispatcher, Settings
+from .dispatcher import Dispatcher, Settings, TaskFuture
 from .failures import culprit
 from .maps import Maps
 from .residency import Residency
@@ -59,11 +59,11 @@ class SerialDispatcher(Dispatcher):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         options: TaskOptions | None = None,
-    ) -> Future[Any]:
+    ) -> TaskFuture:
         """Run a call; its future is done."""
         self.check_open()
         self.begin()
-        future: Future[Any] = Future()
+        future = TaskFuture()
         future.set_running_or_notify_cancel()
         with self.lock:
             self.counters.submitted += 1
