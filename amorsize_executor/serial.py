@@ -61,7 +61,10 @@ class SerialDispatcher(Dispatcher):
         options: TaskOptions | None = None,
     ) -> TaskFuture:
         """Run a call; its future is done."""
-        self.check_open()
+        if options is not None and options.is_owed:
+            self.check_usable()
+        else:
+            self.check_open()
         self.begin()
         future = TaskFuture()
         future.set_running_or_notify_cancel()
@@ -147,7 +150,7 @@ class SerialDispatcher(Dispatcher):
                 initializer(*initargs)
             except Exception as error:
                 self._break(error, "the initializer failed")
-        self.check_open()
+        self.check_usable()
 
     def run_in_worker(self, fn: Callable[..., Any], item: Any) -> Any:
         """Result of one call, which is measured."""

@@ -41,7 +41,7 @@ _NAN = float("nan")
         ("memory_limit", _NAN, ValueError),
         ("memory_limit", "1GB", TypeError),
         ("memory_limit", True, TypeError),
-        ("inline", "always", ValueError),
+        ("inline", "sometimes", ValueError),
         ("inline", True, ValueError),
         ("inline", None, ValueError),
         ("retries", -1, ValueError),

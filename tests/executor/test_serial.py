@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import os
@@ -266,6 +267,31 @@ def test_nothing_is_learned(tmp_path: Path) -> None:
 
 def test_tasks_may_submit(executor: AmorsizeExecutor) -> None:
     assert executor.submit(tasks.use_an_executor, 3).result() == [0, 1, 4]
+
+
+def test_coroutines(executor: AmorsizeExecutor) -> None:
+    async def run() -> None:
+        assert await executor.asubmit(where) == (os.getpid(), threading.current_thread().name)
+        assert await executor.options(max_pending=1).asubmit(tasks.square, 3) == 9
+        assert [x async for x in executor.amap(tasks.square, range(5))] == [0, 1, 4, 9, 16]
+        assert [x async for x in executor.amap(tasks.square, iter(range(5)), buffersize=2)] == [0, 1, 4, 9, 16]
+        with pytest.raises(ValueError, match="1 is bad"):
+            async for _ in executor.amap(tasks.fail_on, [1] * 3, range(3)):
+                pass
+
+    asyncio.run(run())
+
+
+def squares(numbers: list[int]) -> list[tuple[int, str]]:
+    return [(x * x, threading.current_thread().name) for x in numbers]
+
+
+def test_batches_run_in_the_caller_too(executor: AmorsizeExecutor) -> None:
+    me = threading.current_thread().name
+    with executor.batch(squares) as batch:
+        assert [future.result() for future in [batch.submit(i) for i in range(3)]] == [(0, me), (1, me), (4, me)]
+        assert batch(5) == (25, me)
+    executor.shutdown()
 
 
 def test_progress(executor: AmorsizeExecutor) -> None:
