@@ -126,8 +126,13 @@ class WorkerLogs:
             self._nbytes += len(data)
             self._changed.notify()
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="amorsize-logs", daemon=False)
-            self._thread.start()
+            thread = threading.Thread(target=self._run, name="amorsize-logs", daemon=False)
+            try:
+                thread.start()
+            except RuntimeError:  # the interpreter ends, and starts no thread any more
+                self._handle_waiting()
+                return
+            self._thread = thread
 
     def close(self) -> None:
         """No more records will come; the thread ends when it has handled those that have."""
@@ -146,16 +151,19 @@ class WorkerLogs:
             with self._changed:
                 while not self._records and not self._is_closed:
                     self._changed.wait()
-                records, self._records, self._nbytes = self._records, deque(), 0
-                n_dropped, self._n_dropped = self._n_dropped, 0
-            if not records and not n_dropped:
+            if not self._handle_waiting():
                 return
-            for data in records:
-                _handle(data)
-            if n_dropped:
-                _logger.warning(
-                    "%d log records of workers were dropped: handlers are slower than records come", n_dropped
-                )
+
+    def _handle_waiting(self) -> bool:
+        """Handle the records that have come; False if there were none."""
+        with self._changed:
+            records, self._records, self._nbytes = self._records, deque(), 0
+            n_dropped, self._n_dropped = self._n_dropped, 0
+        for data in records:
+            _handle(data)
+        if n_dropped:
+            _logger.warning("%d log records of workers were dropped: handlers are slower than records come", n_dropped)
+        return bool(records or n_dropped)
 
 
 def _handle(data: bytes) -> None:
