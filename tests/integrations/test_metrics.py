@@ -140,6 +140,15 @@ def test_sizes_of_batches(registry: CollectorRegistry, executor: AmorsizeExecuto
     assert value(registry, "batch_calls_waiting", batcher="embed") is None
 
 
+def test_a_front_of_the_executor(registry: CollectorRegistry, executor: AmorsizeExecutor) -> None:
+    registration = metrics.register(executor, registry=registry)
+    with executor.batch(sorted) as batch:
+        registration.add_batcher(batch, "sort")
+        assert [future.result(LIMIT_S) for future in [batch.submit(i) for i in range(5)]] == list(range(5))
+        assert value(registry, "batch_size_sum", batcher="sort") == 5
+        assert 1 <= (value(registry, "batch_size_count", batcher="sort") or 0) <= 5
+
+
 def test_the_text_that_prometheus_reads(registry: CollectorRegistry, executor: AmorsizeExecutor) -> None:
     metrics.register(executor, "images", registry=registry)
     text = generate_latest(registry).decode()
