@@ -23,6 +23,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -374,6 +375,7 @@ def options() -> argparse.Namespace:
 def main() -> None:
     """Measure what the command line asks for, and print it."""
     wanted = options()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("Terminated."))  # what runs is ended, too
     kept = Kept(wanted.keep)
     notes = run(wanted.only or (*BY_NAME, REQUESTS), wanted.rounds, kept)
     measured, requests = kept.measured(wanted.rounds), kept.requests()
