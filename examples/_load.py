@@ -1,10 +1,13 @@
 """A closed loop of clients for an HTTP server: each sends its next request when it has the answer to the last.
 
-    python examples/_load.py URL REQUESTS.json [--clients 32] [--seconds 10]
+    python examples/_load.py URL REQUESTS.json [--clients 32] [--seconds 10] [--rate R]
 
 The file has a list of {"body": ..., "answer": ...}, both JSON. An answer counts only with status 200 and the very body
 that was expected: a dead server answers nothing at a splendid rate. Prints one line of JSON: what was counted, and the
 latencies of right answers in milliseconds.
+
+With a rate, the clients together send so many requests a second, if answers come fast enough for that; then a latency
+counts from when the request was due, so that a stall is not told of by one request alone.
 
 One process, one thread and a socket for each client; on a small machine it should not take the CPUs from the server.
 """
@@ -14,6 +17,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import random
 import sys
 import time
 from collections import Counter
@@ -54,14 +58,19 @@ def milliseconds(ordered_s: Sequence[float], q: float) -> float | None:
 
 
 async def client(
-    host: str, port: int, requests: list[tuple[bytes, Any]], first: int, until: float, tally: Tally
+    host: str, port: int, requests: list[tuple[bytes, Any]], number: int, until: float, period_s: float, tally: Tally
 ) -> None:
+    """Send requests until a time, one every `period_s` if that is not 0."""
     writer: asyncio.StreamWriter | None = None
-    n = first
+    n = number * 7
+    due = time.perf_counter() + period_s * random.Random(number).random()
     while time.perf_counter() < until:
         request, answer = requests[n % len(requests)]
         n += 1
         begun = time.perf_counter()
+        if period_s:
+            await asyncio.sleep(max(due - begun, 0.0))
+            begun, due = due, due + period_s
         try:
             if writer is None:
                 reader, writer = await asyncio.open_connection(host, port)
@@ -78,7 +87,7 @@ async def client(
             writer.close()
             writer = None
         if status != 200:
-            tally.problems[f"status {status}"] += 1
+            tally.problems[f"status {status}: {body[:100].decode(errors='replace')}"] += 1
         elif not is_right(body, answer):
             tally.problems["wrong answer"] += 1
         else:
@@ -116,7 +125,9 @@ def close_to(found: Any, expected: Any) -> bool:
     return bool(found == expected)
 
 
-async def run(url: str, requests: list[dict[str, Any]], n_clients: int, seconds: float) -> dict[str, Any]:
+async def run(
+    url: str, requests: list[dict[str, Any]], n_clients: int, seconds: float, rate: float = 0.0
+) -> dict[str, Any]:
     """Load a server for some seconds."""
     parts = urlsplit(url)
     host, port = parts.hostname or "127.0.0.1", parts.port or 80
@@ -130,8 +141,9 @@ async def run(url: str, requests: list[dict[str, Any]], n_clients: int, seconds:
         encoded.append((head.encode() + body, request["answer"]))
     tally = Tally()
     begun = time.perf_counter()
-    clients = [client(host, port, encoded, i * 7, begun + seconds, tally) for i in range(n_clients)]
-    await asyncio.gather(*clients)
+    period_s = n_clients / rate if rate else 0.0
+    until = begun + seconds
+    await asyncio.gather(*[client(host, port, encoded, i, until, period_s, tally) for i in range(n_clients)])
     return tally.summary(time.perf_counter() - begun)
 
 
@@ -141,8 +153,9 @@ def main() -> int:
     parser.add_argument("requests", type=Path)
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--rate", type=float, default=0.0, help="requests a second; 0: as fast as answers come")
     args = parser.parse_args()
-    found = asyncio.run(run(args.url, json.loads(args.requests.read_text()), args.clients, args.seconds))
+    found = asyncio.run(run(args.url, json.loads(args.requests.read_text()), args.clients, args.seconds, args.rate))
     print(json.dumps(found))
     return 0 if found["right"] and not found["problems"] else 1
 

@@ -11,9 +11,10 @@ takes beyond its run (pickling, channels, a queue before it).
 once. With a light load each call goes alone and nothing is held up; with a heavy one batches become as large as it
 takes, n = a L / (1 - b L) for L calls a second and worker (Bailey 1954, On queueing processes with bulk service).
 
-Only when the last free worker would be taken, and calls come so fast that the next one is worth waiting for, a batch is
-held up: the callers of an earlier batch come back one after the other, and the first should not go alone. That is the
-problem of delayed acknowledgements: each batch costs a, each call its waiting time. To send when the calls have waited
+Only when calls come faster than workers could run them one by one, so that a worker's time is worth as much as a
+caller's, when the last free worker would be taken, and the next call is worth waiting for, a batch is held up: the
+callers of an earlier batch come back one after the other, and the first should not go alone. That is the problem of
+delayed acknowledgements: each batch costs a, each call its waiting time. To send when the calls have waited
 a together costs at most twice what somebody who knows the future would pay (Dooly, Goldman and Scott 1998, TCP dynamic
 acknowledgment delay); not to wait at all where the next call is not expected before that is what the rate of arrivals
 adds.
@@ -39,8 +40,11 @@ _KEPT = 0.97
 _MIN_VARIANCE = 0.05
 #: A batch that took more times what was expected (a page fault, a busy machine) counts as this many times.
 _OUTLIER = 4.0
-#: Weight of the latest gap between arrivals.
-_GAP_WEIGHT = 0.125
+#: Weight of the latest gap between arrivals, in what is expected next and in the rate.
+_GAP_WEIGHT = 1 / 8
+_RATE_WEIGHT = 1 / 64
+#: Part of their time that workers may need for calls that go alone before calls are held up for others.
+_BUSY_SHARE = 0.9
 #: Share of the fixed part in the time of a batch below which larger ones gain nothing.
 _FIXED_SHARE = 0.1
 #: Allowance for deviations, in mean deviations.
@@ -140,7 +144,8 @@ class BatchPolicy:
         self._max_delay_s = max_delay_s
         self._target_s = target_s
         self.cost = BatchCost()
-        self._gap_s: float | None = None
+        self._gap_s: float | None = None  # between the latest arrivals
+        self._mean_gap_s = 0.0  # over more of them
         self._arrived_at: float | None = None
         self._idle_since: float | None = None  # when calls began to wait although a worker was free
         self._spent_s = 0.0  # what they have waited since, in all
@@ -150,16 +155,17 @@ class BatchPolicy:
     @property
     def rate(self) -> float:
         """Calls a second, lately; 0 while that is unknown."""
-        return 1 / self._gap_s if self._gap_s else 0.0
+        return 1 / self._mean_gap_s if self._mean_gap_s else 0.0
 
     def arrived(self, now: float) -> None:
         """A call has come."""
         if self._arrived_at is not None:
             gap = now - self._arrived_at
             if self._gap_s is None:
-                self._gap_s = gap
+                self._gap_s = self._mean_gap_s = gap
             else:
                 self._gap_s += _GAP_WEIGHT * (gap - self._gap_s)
+                self._mean_gap_s += _RATE_WEIGHT * (gap - self._mean_gap_s)
         self._arrived_at = now
 
     def done(self, n: int, run_s: float, turnaround_s: float) -> None:
@@ -187,7 +193,8 @@ class BatchPolicy:
             return Decision(0)
         size = self.size(n_waiting, n_running, n_workers)
         is_full = size < n_waiting or size == self._max_size
-        if not is_full and n_busy == n_workers - 1:
+        is_crowded = self.rate * self.cost.run_s(1) > _BUSY_SHARE * n_workers if self.cost.is_known else False
+        if not is_full and is_crowded and n_busy == n_workers - 1:
             until = self._holds_until(n_waiting, waits_since, now)
             if until is not None:
                 return Decision(0, until)

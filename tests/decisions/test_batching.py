@@ -257,6 +257,13 @@ def test_light_load_runs_singly_without_delay() -> None:
     assert size < 1.1
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_nothing_is_held_up_while_workers_keep_up_with_calls_one_by_one(workers: int) -> None:
+    rate = 0.6 * workers / 5.1e-3
+    with_delay = simulate(BatchPolicy(None, None, None), 5e-3, 1e-4, workers, rate=rate)
+    assert with_delay == simulate(BatchPolicy(None, 0.0, None), 5e-3, 1e-4, workers, rate=rate)
+
+
 @pytest.mark.parametrize("workers", [1, 2, 8])
 def test_closed_loop_gets_far_more_than_one_by_one(workers: int) -> None:
     rate, _, _ = simulate(BatchPolicy(None, None, None), 5e-3, 1e-4, workers, clients=32)
