@@ -60,7 +60,7 @@ class Way:
 
 HEAD = """
 import faulthandler, os, signal, sys, threading, time
-faulthandler.dump_traceback_later(20)  # who hangs tells where
+faulthandler.register(signal.SIGUSR1)  # who hangs tells where
 from amorsize_executor import AmorsizeExecutor, WorkerDied
 def spin(x):
     until = time.perf_counter() + 0.002
@@ -569,8 +569,10 @@ def _one(name: str, seed: int) -> tuple[str, float]:
                     left = _session(process.pid)
                     if way.signum == signal.SIGINT and _ends_at_second(process):
                         return _SECOND, LIMIT_S
+                    process.send_signal(signal.SIGUSR1)
+                    time.sleep(0.5)
                     for pid in left:
-                        os.kill(pid, signal.SIGABRT)
+                        os.kill(pid, signal.SIGKILL)
                     out, err = process.communicate()
                     return f"{name}: does not end; {left}; said {out!r} {err!r}", LIMIT_S
                 took_s = time.monotonic() - begun
