@@ -178,6 +178,7 @@ class Dispatcher:
         self.is_shut_down: bool = False
         self._thread: threading.Thread | None = None
         self.pool: WorkerPool | None = None
+        self._runs: WorkerPool | None = None  # set by the I/O thread, under the lock, when it begins
         self._to_do: deque[Action] = deque()  # for the I/O thread
         self._starting = threading.Lock()  # held while the I/O thread is started
         self.is_watching = False
@@ -436,28 +437,36 @@ class Dispatcher:
     def execute(self, actions: list[Action]) -> None:
         """Carry out what the scheduler wants; any thread, no lock held."""
         wake = False
-        while actions:
-            more: list[Action] = []
-            for action in actions:
-                if type(action) is SendChunk:
-                    more += self._send(action.worker_id, action.chunk)
-                    # Should its first task block, it is time for another worker: time is the I/O thread's.
-                    wake = wake or (action.chunk.slot is not None and self.scheduler.may_start)
-                    wake = wake or self.scheduler.has_timed_maps  # it is to be looked at what it runs
-                    if self._gate.n_blocked and action.chunk.job_id is None:
-                        self._open_gate()
-                elif type(action) is TakeBack:
-                    more += self._take_back(action.worker_id, action.chunk)
-                elif type(action) is LoadResources:
-                    more += self.residency.send_loads(action.worker_id, action.resource_ids)
-                elif type(action) is CloseResources:
-                    self.residency.send_closes(action.worker_id, action.resource_ids)
-                else:
-                    if type(action) is StartWorker:
-                        self._no_starts.clear()
-                    self._to_do.append(action)
-                    wake = True
-            actions = more
+        left = iter(actions)
+        more: list[Action] = []
+        try:
+            while True:
+                for action in left:
+                    if type(action) is SendChunk:
+                        more += self._send(action.worker_id, action.chunk)
+                        # Should its first task block, it is time for another worker: time is the I/O thread's.
+                        wake = wake or (action.chunk.slot is not None and self.scheduler.may_start)
+                        wake = wake or self.scheduler.has_timed_maps  # it is to be looked at what it runs
+                        if self._gate.n_blocked and action.chunk.job_id is None:
+                            self._open_gate()
+                    elif type(action) is TakeBack:
+                        more += self._take_back(action.worker_id, action.chunk)
+                    elif type(action) is LoadResources:
+                        more += self.residency.send_loads(action.worker_id, action.resource_ids)
+                    elif type(action) is CloseResources:
+                        self.residency.send_closes(action.worker_id, action.resource_ids)
+                    else:
+                        if type(action) is StartWorker:
+                            self._no_starts.clear()
+                        self._to_do.append(action)
+                        wake = True
+                if not more:
+                    break
+                left, more = iter(more), []
+        except BaseException:  # Ctrl-C, in the main thread: what it has not done the I/O thread does
+            self._to_do.extend([*left, *more])
+            self.wake()
+            raise
         if wake:
             self.wake()
 
@@ -526,6 +535,10 @@ class Dispatcher:
             self.ledger.forget_known(worker_id)
         begun = time.thread_time() if chunk.job_id is not None else 0.0
         items = chunk.items  # as soon as they are offered, some may be taken back
+        if is_resent and not items:  # all were, before it was asked for
+            with self.lock:
+                return self.scheduler.chunk_cut(worker_id, chunk.chunk_id, time.perf_counter())
+        is_posted = False
         try:
             if chunk.job_id is None:
                 parcel = encode_tasks(chunk, [self._begin(task_id) for task_id in items], known, self.ledger.store)
@@ -535,12 +548,18 @@ class Dispatcher:
                 return self._close_chunk(chunk)
             for frame in self.ledger.give(worker_id, chunk.chunk_id, parcel.used):
                 pool.post(worker_id, frame)
+            if chunk.slot is not None and not is_resent:
+                pool.offer(worker_id, chunk.slot, len(items))
+            is_posted = True
+            pool.post(worker_id, parcel.frame)
         except Exception as error:  # no room for a block: these items fail, the pool works on
-            self._fail_items(chunk.job_id, tuple(items), error)
-            return self._close_chunk(chunk)
-        if chunk.slot is not None and not is_resent:
-            pool.offer(worker_id, chunk.slot, len(items))
-        pool.post(worker_id, parcel.frame)
+            if is_posted:
+                raise
+            return self._fail_chunk(chunk, error)
+        except BaseException:  # Ctrl-C, in the main thread: the I/O thread sends it
+            if not is_posted:
+                self._to_do.append(SendChunk(worker_id, chunk))
+            raise
         if chunk.job_id is not None:
             job = self.maps.jobs.get(chunk.job_id)
             if job is not None:
@@ -584,6 +603,16 @@ class Dispatcher:
                 chunk.worker_id, chunk.chunk_id, len(chunk.items) - chunk.n_done, time.perf_counter()
             )
 
+    def _fail_chunk(self, chunk: Chunk, error: BaseException) -> list[Action]:
+        """A chunk cannot be sent."""
+        with self.lock:
+            if self.scheduler.chunk(chunk.worker_id, chunk.chunk_id) is not chunk:
+                return []  # its worker has died meanwhile: its items are others' now
+            items = tuple(chunk.items[chunk.n_done :])
+            actions = self.scheduler.items_done(chunk.worker_id, chunk.chunk_id, len(items), time.perf_counter())
+        self._fail_items(chunk.job_id, items, error)
+        return actions
+
     def _fail_items(self, job_id: int | None, items: tuple[int, ...], error: BaseException) -> None:
         if job_id is not None:
             job = self.maps.jobs.get(job_id)
@@ -624,25 +653,33 @@ class Dispatcher:
                     (protocol.INIT, init_entry), None if self._init_fd is None else os.dup(self._init_fd)
                 )
                 pool.greeting = lambda worker_id: self._logs.greet(worker_id, pool)
-                self.pool, self._init_fd = pool, init_fd
-                self.is_watching = True
-                self._thread = threading.Thread(target=self._run, name="amorsize-io", daemon=False)
-                lifecycle.add(self)
+                is_started = False
                 try:
+                    self.pool, self._init_fd = pool, init_fd
+                    self.is_watching = True
+                    self._thread = threading.Thread(target=self._run, args=(pool,), name="amorsize-io", daemon=False)
+                    lifecycle.add(self)
                     self._thread.start()
-                except RuntimeError:  # no more threads can be started now; perhaps later
-                    self._thread = self.pool = None
-                    pool.close()
-                    raise
-                init_fd = None  # the I/O thread's
+                    is_started = True
+                finally:
+                    # Else there can be no more threads now, or Ctrl-C came: then it may run all the same.
+                    with self.lock:
+                        if is_started or self._runs is pool:
+                            init_fd = None  # the I/O thread's
+                        else:
+                            self._thread = self.pool = self._init_fd = None
+                    if self.pool is None:
+                        pool.close()
         finally:
             if init_fd is not None:
                 os.close(init_fd)
 
-    def _run(self) -> None:
+    def _run(self, pool: WorkerPool) -> None:
         """Body of the I/O thread."""
-        pool = self.pool
-        assert pool is not None
+        with self.lock:
+            if self.pool is not pool:
+                return  # who started it was interrupted, and has given it up
+            self._runs = pool
         lifecycle.ensure_watch()
         learned = self.settings.learned
         if lifecycle.is_interpreter_ending():
@@ -687,15 +724,17 @@ class Dispatcher:
         while self._to_do:
             action = self._to_do.popleft()
             if type(action) is StartWorker:
-                # No use to start what is to be killed next.
-                is_over = self._broken is not None
-                failure = Ended(action.worker_id, None, None, None, "") if is_over else pool.start(action.worker_id)
+                if self._broken is not None or not self.scheduler.has_worker(action.worker_id):
+                    continue  # it is to be killed next, or was by a thread that was faster
+                failure = pool.start(action.worker_id)
                 self.counters.workers_started += failure is None
                 if failure is not None:
                     self._ended(failure)
             elif type(action) is RetireWorker:
                 pool.post(action.worker_id, make_frame((protocol.EXIT,)))
                 self._retiring[action.worker_id] = time.perf_counter() + _RETIRE_GRACE_S
+            elif type(action) is KillWorker and not pool.has(action.worker_id):
+                self._ended(Ended(action.worker_id, None, None, None, ""))  # it was not started, and will not be
             elif type(action) is KillWorker:
                 pool.kill(action.worker_id, self._end_signal)
                 if self._end_signal != signal.SIGKILL:  # a task may have survived it
@@ -716,6 +755,8 @@ class Dispatcher:
                 self._fail_items(action.job_id, action.items, self._death_error(action, self._last_end))
             elif type(action) is BreakPool:
                 self._break(start_failure(self._last_end))
+            else:
+                self.execute([action])  # of a thread that was interrupted
         self._no_starts.set()
 
     def _ring(self) -> None:

@@ -93,7 +93,8 @@ class AmorsizeExecutor(Executor):
     Parameters
     ----------
     max_workers
-        Upper bound on worker processes. None: the CPUs that this process may use.
+        Upper bound on worker processes. None: the CPUs that this process may use; in a worker of another executor, its
+        share of them.
     mp_context
         How workers start: "loky" (the default: no forked locks, no ``if __name__ == "__main__"`` needed), "spawn",
         "forkserver", "fork", or a multiprocessing context.
@@ -156,7 +157,7 @@ class AmorsizeExecutor(Executor):
         cost_model: CostModel | str | os.PathLike[str] | None = None,
         progress: bool | Callable[[int, int], object] = False,
     ) -> None:
-        n_cpus = machine.cpu_count()
+        n_cpus = machine.cpu_share()
         if max_workers is None:
             max_workers = n_cpus
         _check_int("max_workers", max_workers, 1)
@@ -199,6 +200,8 @@ class AmorsizeExecutor(Executor):
             raise TypeError(f"cost_model must be a CostModel, the path of a file or None, got {cost_model!r}")
         _check_progress(progress)
         self._progress = progress
+        n_cpus = max(n_cpus, min(max_workers, machine.cpu_count()))  # in a worker: who asks for more than its share
+        share = {machine.CPU_SHARE: str(max(n_cpus // max_workers, 1))}
         self._settings = Settings(
             max_workers=max_workers,
             context=mp_context,
@@ -210,7 +213,7 @@ class AmorsizeExecutor(Executor):
             memory_limit=int(memory_limit) if memory_limit is not None and memory_limit < math.inf else None,
             inline=inline,
             retries=retries,
-            env=_thread_limits(threads_per_worker, n_cpus, max_workers),
+            env={**_thread_limits(threads_per_worker, n_cpus, max_workers), **share},
             n_cpus=n_cpus,
             cost_model=cost_model,
             learned=learned,

@@ -24,6 +24,10 @@ _quota: float | None = _UNREAD
 _model: str | None = None
 
 
+#: Environment variable of workers, and of what they start.
+CPU_SHARE = "AMORSIZE_CPU_SHARE"
+
+
 def cpu_count(root: str | Path = "/") -> int:
     """CPUs that this process may use: its affinity and its cgroup's quota, at least 1.
 
@@ -46,6 +50,15 @@ def cpu_count(root: str | Path = "/") -> int:
     if quota is not None:
         n = min(n, max(math.ceil(quota), 1))
     return max(n, 1)
+
+
+def cpu_share() -> int:
+    """CPUs that this process should use: of a worker, its share of those of the executor that it belongs to."""
+    n = cpu_count()
+    try:
+        return max(min(int(os.environ[CPU_SHARE]), n), 1)
+    except (KeyError, ValueError):  # no worker's, nor a process that one has started
+        return n
 
 
 def architecture() -> str:

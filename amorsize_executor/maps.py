@@ -422,6 +422,8 @@ class Maps:
             if job.is_finished():
                 if job.cut is not None:
                     raise job.cut
+                if job.plan is not None and job.plan.actual_s is None:  # its input ended behind its last result
+                    self._finish(job)
                 return None
             if job.may_inline and self._run_inline(job):
                 continue

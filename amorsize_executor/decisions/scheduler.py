@@ -81,6 +81,9 @@ _DEPTH = 2
 #: Items are taken back for an idle worker if they take at least this long by prediction, in seconds: the frames and
 #: wake-ups of both chunks cost about a third of it.
 _STEAL_ABOVE_S = 4 * CostModel.CHUNK_OVERHEAD_S
+#: What needs resources stays at least so long, in seconds, where it was just sent to: who chooses a worker looks at all
+#: that waits, and who takes back at one chunk, so they may disagree, and would pass it back and forth without end.
+_MOVE_AFTER_S = 1e-3
 #: No worker starts faster than this, in seconds.
 _LEAST_START_S = 1e-3
 #: Workers that may die in a row before one became ready, until the pool is declared broken.
@@ -420,6 +423,8 @@ class Scheduler:
         warm = [resource_id for resource_id, resource in self._resources.items() if resource.is_warm]
         actions = self._load_ahead(worker_id, worker, warm) if warm and not self._stopping else []
         self._place(worker_id, worker, now)
+        if not worker.ahead and self._should_leave(worker):  # fewer are allowed than when it was asked for
+            actions.append(self._retire(worker_id, worker))
         return actions + self._act(now)
 
     def items_done(self, worker_id: int, chunk_id: int, n_items: int, now: float) -> list[Action]:
@@ -454,7 +459,7 @@ class Scheduler:
             worker.n_given -= n_items
             items = chunk.cut(n_items)
             if chunk.job_id is None:
-                self._queue_of(chunk).put_back(items)
+                self._put_back(self._queue_of(chunk), items)
             elif (job := self._jobs.get(chunk.job_id)) is not None:
                 job.put_back(items)
         self._place(worker_id, worker, now)
@@ -558,7 +563,7 @@ class Scheduler:
         again.extend(chunk.items[last:])
         actions: list[Action] = [FailItems(chunk.job_id, tuple(failed), worker_id)] if failed else []
         if chunk.job_id is None:
-            queue.put_back(again)
+            self._put_back(queue, again)
             for item in (*failed, *late):  # the latter were told when their time was over
                 self._forget_task(queue, item)
         else:
@@ -598,7 +603,7 @@ class Scheduler:
     def _expire(self, task_id: int) -> list[Action]:
         queue = self._queue_with(task_id)
         if queue.drop(task_id):
-            self._lane_of.pop(task_id, None)
+            self._forget_task(queue, task_id)
             return [ExpireTask(task_id, None)]
         for worker_id, worker in self._workers.items():
             for chunk in worker.chunks.values():
@@ -693,11 +698,11 @@ class Scheduler:
 
     def drop_queue(self) -> list[int]:
         """Forget the submitted tasks that wait, and return their ids."""
-        dropped = [task_id for queue in self._queues() for task_id in queue.drop_waiting()]
-        if self._limits.deadlines or self._lane_of:
-            for task_id in dropped:
-                self._limits.deadlines.discard(task_id)
-                self._lane_of.pop(task_id, None)
+        dropped: list[int] = []
+        for queue in self._queues():
+            for task_id in queue.drop_waiting():
+                self._forget_task(queue, task_id)
+                dropped.append(task_id)
         return dropped
 
     def job_ids(self) -> tuple[int, ...]:
@@ -722,6 +727,10 @@ class Scheduler:
         job = self._jobs.get(job_id)
         if job is not None:
             job.nbytes = nbytes
+
+    def has_worker(self, worker_id: int) -> bool:
+        """Whether a worker exists, or is about to."""
+        return worker_id in self._workers
 
     def worker_ids(self) -> tuple[int, ...]:
         """Workers that exist."""
@@ -1008,8 +1017,9 @@ class Scheduler:
                 continue
             worker_id = self._worker_with(source, needs, now) if needs else self._next_worker(now)
             if worker_id is not None:
-                self._turn.remove(source)
-                self._turn.append(source)
+                if self._turn[-1] != source:
+                    self._turn.remove(source)
+                    self._turn.append(source)
                 return worker_id, source
             if not needs:
                 return None
@@ -1096,9 +1106,10 @@ class Scheduler:
         """Seconds until a worker has done what it has; None if nobody knows."""
         total_s = 0.0
         for chunk in worker.chunks.values():
-            if chunk.expected_s is None or chunk.is_overdue(now):
+            rest_s = chunk.rest_s
+            if rest_s is None or chunk.is_overdue(now):
                 return None
-            total_s += chunk.expected_s * chunk.n_left / len(chunk.items)
+            total_s += rest_s
         if worker.unloaded:
             loading_s = self.load_s(worker.unloaded)
             if loading_s is None:
@@ -1165,8 +1176,10 @@ class Scheduler:
         """Whether what is left of a chunk that needs resources is better off with an idle worker, or in its queue."""
         if any(chunk.needs <= self._workers[worker_id].held.keys() for worker_id in self._idle):
             return True
-        rest_s = None if chunk.expected_s is None else chunk.expected_s * chunk.n_left / len(chunk.items)
-        return not chunk.loads and resources.pays_to_load(self.load_s(chunk.needs), rest_s, now - chunk.given_at)
+        waited_s = now - chunk.given_at
+        if chunk.loads or waited_s < _MOVE_AFTER_S:
+            return False
+        return resources.pays_to_load(self.load_s(chunk.needs), chunk.rest_s, waited_s)
 
     def _overdue_times(self) -> Iterator[float]:
         """When those that have more than they are running should have come to it, in seconds."""
@@ -1280,6 +1293,15 @@ class Scheduler:
     def _queue_with(self, task_id: int) -> TaskQueue:
         """Where a task waits, or has waited."""
         return self._lane_of.get(task_id, self._queue) if self._lane_of else self._queue
+
+    def _put_back(self, queue: TaskQueue, task_ids: Sequence[int]) -> None:
+        """Tasks that were with a worker wait again, but for those whose time is over."""
+        if queue.late:
+            late = [task_id for task_id in task_ids if task_id in queue.late]
+            task_ids = [task_id for task_id in task_ids if task_id not in queue.late]
+            for task_id in late:
+                self._forget_task(queue, task_id)
+        queue.put_back(task_ids)
 
     def _forget_task(self, queue: TaskQueue, task_id: int) -> None:
         if self._limits.deadlines:

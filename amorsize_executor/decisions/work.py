@@ -92,6 +92,13 @@ class Chunk:
         return len(self.items) - self.n_done
 
     @property
+    def rest_s(self) -> float | None:
+        """What the items that are not settled are expected to take in all, in seconds; None when that is unknown."""
+        if self.expected_s is None or not self.items:  # all may have been taken back
+            return self.expected_s
+        return self.expected_s * self.n_left / len(self.items)
+
+    @property
     def is_over(self) -> bool:
         """Whether its worker is done with it."""
         return self.n_done >= len(self.items) and not self.awaits_cut
@@ -333,9 +340,6 @@ class TaskQueue:
         """Tasks that were with a worker wait again, before all others of their priority."""
         for task_id in reversed(task_ids):
             key = self._keys.pop(task_id)
-            if task_id in self.late:
-                self.forget(task_id)
-                continue
             terms = self.terms.get(task_id)
             priority = 0 if terms is None else terms.priority
             level = self.levels.get(priority)

@@ -41,7 +41,9 @@ def create(nbytes: int = 0) -> int:
         What it is going to hold: without ``memfd_create``, a folder with room for it is chosen.
     """
     if hasattr(os, "memfd_create"):
-        return os.memfd_create("amorsize_executor", os.MFD_CLOEXEC)
+        fd = os.memfd_create("amorsize_executor", os.MFD_CLOEXEC)
+        os.fchmod(fd, 0o600)  # else anybody's, for who comes to it by /proc; mkstemp does the same
+        return fd
     return create_in_folder(nbytes)
 
 

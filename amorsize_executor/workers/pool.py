@@ -72,9 +72,9 @@ class _Process(Protocol):
     pid: int | None
     sentinel: int
     exitcode: int | None
+    join: Callable[..., object]
 
     def start(self) -> None: ...
-    def join(self, timeout: float | None = None) -> None: ...
 
 
 class _Worker:
@@ -118,6 +118,7 @@ class _Worker:
 
     def drop_after_fork(self) -> None:
         """In the child of a fork: close the copies of the descriptors, touch nothing that is shared."""
+        self.process.join = _join_nobody  # as multiprocessing wants to when this child exits: it is not its process
         self.channel.sock.close()
         self.memory.drop_after_fork()
         if self.pidfd >= 0:
@@ -249,8 +250,8 @@ class WorkerPool:
         """Make a running or the next `wait` return soon."""
         with self._lock:
             if not self._is_awake and not self._is_closed:
-                self._is_awake = True
                 self.nudge()  # does not block
+                self._is_awake = True  # last: else a Ctrl-C in between would leave it asleep for ever
 
     def nudge(self) -> None:
         """Like `wake`, without a lock: for code that may run at any point of any thread (finalizers)."""
@@ -272,6 +273,10 @@ class WorkerPool:
                     os.kill(worker.pid, signum)
             except OSError:
                 pass  # it ended in between: the I/O thread is told by the kernel
+
+    def has(self, worker_id: int) -> bool:
+        """Whether a worker was started and its end was not told."""
+        return worker_id in self._workers
 
     def pid(self, worker_id: int) -> int | None:
         """Process id of a worker; None if it has ended."""
@@ -510,6 +515,10 @@ def _check_descriptors(fd: int) -> None:
             spare.append(os.dup(fd))
     finally:
         blocks.close_all(spare)
+
+
+def _join_nobody(timeout: float | None = None) -> None:
+    """For a process that is another's child."""
 
 
 def _kill_process(process: Any) -> None:

@@ -555,6 +555,8 @@ class _Worker:
         except Exception as error:
             what = f"the result of {serialize.name_of(function.call)}, a {type(value).__qualname__!r} object,"
             return ERROR, encode_error(not_picklable(what, error))
+        except BaseException as error:  # whatever the object's own code raises
+            return ERROR, encode_error(error)
 
     def _claimed(self, items: list[Any], n_claimed: int, function: _Function) -> Iterator[list[Any]]:
         """Parts of a group as they are claimed."""
@@ -825,7 +827,7 @@ def encode_error(error: BaseException) -> bytes:
         if isinstance(loaded, BaseException):
             return data
         problem: object = f"unpickling gives a {type(loaded).__qualname__!r} object"
-    except Exception as e:
+    except BaseException as e:  # whatever the code of what it holds raises
         problem = e
     from ..errors import SerializationError
 

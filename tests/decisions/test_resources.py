@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import pytest
 
 from amorsize_executor.decisions import resources
+from amorsize_executor.decisions.actions import TakeBack
 from amorsize_executor.decisions.cost_model import CostModel
 
-from .fake_pool import FakePool
+from .fake_pool import FakePool, left
 
 MODEL, OTHER = 1, 2
 NEEDS = frozenset({MODEL})
@@ -293,3 +295,31 @@ def test_workers_that_are_wanted_start_and_stay() -> None:
     pool.scheduler.n_wanted = 0
     pool.wait(10.0)
     assert len(pool.leaving) == 2
+
+
+def test_a_chunk_of_which_everything_was_taken_back_takes_no_time() -> None:
+    pool, holder = with_holder(2, 1e-4)
+    pool.submit(1, 2, needs=NEEDS)
+    _, second = pool.chunks[holder]
+    pool.do([TakeBack(holder, second)])
+    assert not left(second)
+    pool.submit(3, needs=NEEDS)  # is it better off with the idle worker?
+    pool.run_until_quiet()
+    assert pool.runs == Counter([(None, task) for task in (1000, 1, 2, 3)])
+
+
+def test_a_task_is_not_passed_back_and_forth_between_its_queue_and_a_holder() -> None:
+    pool = make_pool(4, 1e-3)
+    pool.cost_model.observe("long", 1, 1.0)
+    *holders, other = pool.ready
+    pool.do(pool.scheduler.load(MODEL, pool.now))
+    for worker in pool.ready:
+        if worker != other:
+            pool.load(worker, MODEL, 0.5, NBYTES)
+        pool.load_done(worker, MODEL, is_loaded=worker != other)
+    pool.submit(1, 2, 3, needs=NEEDS)  # one for each holder
+    assert sorted(pool.busy()) == sorted(holders)
+    pool.submit(4, key="long", needs=NEEDS)  # alone it would pay to load, but not for a third of it
+    assert len(pool.sent) < 10
+    pool.run_until_quiet()
+    assert pool.runs == Counter([(None, task) for task in (1, 2, 3, 4)])

@@ -480,6 +480,17 @@ def test_workers_are_added_only_as_far_as_memory_allows() -> None:
     assert len(pool.starting) == 2
 
 
+def test_a_worker_that_is_one_too_many_when_it_answers_leaves() -> None:
+    pool = FakePool(2)
+    pool.start(1)
+    pool.do(pool.scheduler.want_workers(2, pool.now))
+    pool.scheduler.memory_cap = 1
+    pool.answer()
+    assert len(pool.leaving) == 1
+    pool.submit(1)
+    assert len(pool.busy()) == 1
+
+
 def test_one_worker_is_allowed_however_little_memory_there_is() -> None:
     pool = FakePool(8)
     pool.scheduler.memory_cap = 0

@@ -538,6 +538,20 @@ def _tiny(x: int) -> int:
     return x
 
 
+@pytest.mark.parametrize("ordered", [True, False])
+@pytest.mark.parametrize("n_items", [1, 4, 5, 20])
+def test_a_map_that_is_read_lazily_is_over_when_its_input_is(
+    either: AmorsizeExecutor, n_items: int, ordered: bool
+) -> None:
+    results = either.map(tasks.square, range(n_items), buffersize=4, ordered=ordered)
+    assert sorted(results) == [x * x for x in range(n_items)]
+    plan = either.last_plan
+    assert plan is not None
+    assert plan.n_items == n_items
+    assert plan.actual_s is not None, "it counts as running, and is remembered"
+    assert not either._dispatcher.maps.jobs
+
+
 def test_a_known_function_has_a_prediction_before_it_runs(executor: AmorsizeExecutor) -> None:
     list(executor.map(tasks.square, range(100)))
     results = executor.map(tasks.square, range(100))

@@ -446,8 +446,7 @@ def test_a_forked_child_that_leaves_the_with_block_harms_nobody(tmp_path: Path) 
             print("parent")
         """,
     )
-    status, out, _ = script.finish()
-    assert (status, out) == (0, "parent\n")
+    assert script.finish() == (0, "parent\n", "")
 
 
 def test_a_forked_child_may_leave_its_own_executor_to_the_end_of_the_program(tmp_path: Path) -> None:
@@ -467,5 +466,4 @@ def test_a_forked_child_may_leave_its_own_executor_to_the_end_of_the_program(tmp
             print("done")
         """,
     )
-    status, out, _ = script.finish()
-    assert (status, out) == (0, "done\n")
+    assert script.finish() == (0, "done\n", "")

@@ -260,3 +260,31 @@ def note_and_hang_at(path: str, x: int, at: int) -> int:
     if x == at:
         time.sleep(60)
     return x * x
+
+
+def daemonise_and_hang(path: str) -> None:
+    """Start a process that leaves its ancestors, as a daemon does."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        os.setsid()
+        if os.fork():
+            os._exit(0)
+        note(path, os.getpid())
+        os.close(writing)
+        time.sleep(60)
+        os._exit(0)
+    os.close(writing)
+    os.waitpid(child, 0)
+    os.read(reading, 1)
+    time.sleep(60)
+
+
+def sleep_briefly(seconds: float) -> None:
+    time.sleep(seconds)
+
+
+def first_goes_ahead(path: str, go: Signal) -> None:
+    """An initializer that takes long in all workers but one."""
+    if not happens_first(path):
+        go.take()

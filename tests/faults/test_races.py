@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import itertools
 import os
 import random
+import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
-from amorsize_executor import AmorsizeExecutor
+from amorsize_executor import AmorsizeExecutor, dispatcher
+from amorsize_executor.decisions.work import Chunk
 
 from ..executor.tools import LIMIT_S, Signal, run_script
 from .tasks import count_notes, noted, square, tell_and_wait, work
@@ -423,3 +429,104 @@ def test_development_mode_has_nothing_to_say(tmp_path: Path) -> None:
         timeout=LIMIT_S,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
+
+
+# ---------------------------------------------------------------------- threads
+
+
+def test_threads_may_each_have_an_executor_and_share_another() -> None:
+    problems: list[BaseException] = []
+
+    def live(shared: AmorsizeExecutor, seed: int) -> None:
+        try:
+            for x in range(seed, seed + 3):
+                with AmorsizeExecutor(1, inline="never") as own:
+                    futures = [executor.submit(square, x) for executor in (own, shared)]
+                    assert list(shared.map(busy, range(x))) == [i * i for i in range(x)]
+                    assert list(own.map(square, range(x), buffersize=3)) == [i * i for i in range(x)]
+                    assert [future.result(LIMIT_S) for future in futures] == [x * x] * 2
+        except BaseException as error:
+            problems.append(error)
+
+    with AmorsizeExecutor(2) as shared:
+        threads = [threading.Thread(target=live, args=(shared, 10 * i)) for i in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert problems == []
+
+
+# ---------------------------------------------------------------------- Ctrl-C, and threads that are slow to act
+
+
+@pytest.mark.parametrize("comes", ["before", "after"])
+def test_ctrl_c_while_the_first_thread_starts_costs_that_submit_alone(
+    monkeypatch: pytest.MonkeyPatch, comes: str
+) -> None:
+    original = threading.Thread.start
+
+    def start(thread: threading.Thread) -> None:
+        if comes == "after" or thread.name != "amorsize-io":
+            original(thread)
+        if thread.name == "amorsize-io":
+            raise KeyboardInterrupt
+
+    with AmorsizeExecutor(1, initializer=square, initargs=(np.ones(100_000),)) as executor:
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", start)
+            with pytest.raises(KeyboardInterrupt):
+                executor.submit(square, 2)
+        assert executor.submit(square, 3).result(LIMIT_S) == 9
+
+
+def test_what_ctrl_c_keeps_a_submit_from_sending_is_sent(notes: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = dispatcher.encode_tasks
+
+    def interrupted(*args: Any) -> Any:
+        monkeypatch.setattr(dispatcher, "encode_tasks", original)
+        raise KeyboardInterrupt
+
+    with AmorsizeExecutor(1) as executor:
+        assert executor.submit(noted, notes, 1).result(LIMIT_S) == 1
+        monkeypatch.setattr(dispatcher, "encode_tasks", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            executor.submit(noted, notes, 2)
+        assert executor.submit(noted, notes, 3).result(LIMIT_S) == 9
+    assert count_notes(notes) == {1: 1, 2: 1, 3: 1}
+
+
+def test_shutdown_does_not_wait_for_a_worker_that_another_thread_is_about_to_start() -> None:
+    executor = AmorsizeExecutor(2)
+    executor.submit(square, 1).result(LIMIT_S)
+    engine = executor._dispatcher
+    with engine.lock:
+        decided = engine.scheduler.want_workers(2, time.perf_counter())
+    assert len(decided) == 1
+    ended = threading.Thread(target=executor.shutdown)
+    ended.start()
+    ended.join(LIMIT_S)
+    assert not ended.is_alive()
+    engine.execute(decided)  # too late: nobody starts it
+
+
+def test_tasks_of_a_dead_worker_do_not_fail_where_they_were_about_to_be_sent(
+    notes: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = dispatcher.encode_tasks
+
+    def slow(chunk: Chunk, *args: Any) -> Any:
+        """Its worker dies meanwhile, and others get its tasks; then there is no room for it."""
+        monkeypatch.setattr(dispatcher, "encode_tasks", original)
+        os.kill(pid, signal.SIGKILL)
+        until = time.monotonic() + LIMIT_S
+        while engine.scheduler.chunk(chunk.worker_id, chunk.chunk_id) is chunk and time.monotonic() < until:
+            time.sleep(0.001)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with AmorsizeExecutor(1) as executor:
+        engine = executor._dispatcher
+        pid = executor.submit(os.getpid).result(LIMIT_S)
+        monkeypatch.setattr(dispatcher, "encode_tasks", slow)
+        assert executor.submit(noted, notes, 2).result(LIMIT_S) == 4
+    assert count_notes(notes) == {2: 1}

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
+from collections.abc import Callable
 from concurrent.futures import wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -16,8 +18,19 @@ import pytest
 
 from amorsize_executor import AmorsizeExecutor
 
-from ..executor.tools import LIMIT_S, run_script
-from .tasks import count_notes, die, happens_first, note, noted, pid, square, take_all_descriptors, total
+from ..executor.tools import LIMIT_S, Signal, run_script
+from .tasks import (
+    count_notes,
+    die,
+    first_goes_ahead,
+    happens_first,
+    note,
+    noted,
+    pid,
+    square,
+    take_all_descriptors,
+    total,
+)
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -277,26 +290,86 @@ def test_a_worker_without_descriptors_is_replaced() -> None:
         assert executor.submit(total, np.ones(100_000)).result(LIMIT_S) == 1e5
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="the limit on processes does not bind root")
-def test_lack_of_processes_is_told(tmp_path: Path) -> None:
+_FEW_PROCESSES = """
+import os, resource
+from concurrent.futures.process import BrokenProcessPool
+from amorsize_executor import AmorsizeExecutor
+
+with AmorsizeExecutor(1, "fork", inline="never") as warm:  # whatever is to be imported is, and helpers are there
+    warm.submit(pow, 2, 3).result()
+    list(warm.map(abs, range(3)))
+
+if not os.geteuid():  # the limit does not bind root; others cannot read the interpreter, perhaps: so workers are forked
+    os.setgid(65534)
+    os.setuid(65534)
+
+def limit(more):
+    hard = resource.getrlimit(resource.RLIMIT_NPROC)[1]
+    resource.setrlimit(resource.RLIMIT_NPROC, (more and 4096, hard))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit counts processes otherwise elsewhere")
+def test_lack_of_processes_is_told_and_a_new_executor_works_when_there_are_some(tmp_path: Path) -> None:
     out = run_script(
         tmp_path,
-        """
-        import resource
-        from concurrent.futures.process import BrokenProcessPool
-        from amorsize_executor import AmorsizeExecutor
-
-        with AmorsizeExecutor(1) as ex:
-            ex.submit(pow, 2, 3).result()
-        ex = AmorsizeExecutor(1)
-        resource.setrlimit(resource.RLIMIT_NPROC, (1, resource.getrlimit(resource.RLIMIT_NPROC)[1]))
-        try:
-            ex.submit(pow, 2, 3).result(20)
-        except (RuntimeError, OSError) as error:
-            print("told")
-        """,
+        _FEW_PROCESSES
+        + """
+ex = AmorsizeExecutor(1, "fork")
+limit(False)
+for _ in range(3):
+    try:
+        ex.submit(pow, 2, 3).result(20)
+    except (RuntimeError, OSError) as error:  # no thread, or no process; the first time, or that it was so
+        print("told")
+limit(True)
+ex.shutdown()
+with AmorsizeExecutor(1, "fork") as ex:
+    print(ex.submit(pow, 2, 3).result(20))
+""",
     )
-    assert out == "told\n"
+    assert out == "told\ntold\ntold\n8\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit counts processes otherwise elsewhere")
+def test_a_pool_with_workers_survives_a_lack_of_processes(tmp_path: Path) -> None:
+    out = run_script(
+        tmp_path,
+        _FEW_PROCESSES
+        + """
+with AmorsizeExecutor(1, "fork", inline="never") as ex:
+    ex.submit(pow, 2, 3).result()
+    limit(False)
+    ex.resize(3)
+    print([f.result(20) for f in [ex.submit(pow, x, 2) for x in range(300)]] == [x * x for x in range(300)])
+    print(list(ex.map(abs, range(300), chunksize=3)) == list(range(300)))
+    limit(True)
+    ex.submit(os._exit, 3).exception(20)
+    print(ex.submit(pow, 2, 3).result(20))
+""",
+    )
+    assert out == "True\nTrue\n8\n"
+
+
+def test_a_worker_that_starts_slowly_holds_up_nobody(make_signal: Callable[[], Signal], tmp_path: Path) -> None:
+    go = make_signal()
+    with AmorsizeExecutor(
+        2, initializer=first_goes_ahead, initargs=(str(tmp_path / "first"), go), inline="never"
+    ) as executor:
+        futures = [executor.submit(square, x) for x in range(300)]
+        assert [future.result(LIMIT_S) for future in futures] == [x * x for x in range(300)]
+        assert list(executor.map(square, range(300), chunksize=7)) == [x * x for x in range(300)]
+        go.give()
+
+
+def test_shutdown_does_not_wait_for_a_worker_that_starts_slowly(
+    make_signal: Callable[[], Signal], tmp_path: Path
+) -> None:
+    go = make_signal()
+    executor = AmorsizeExecutor(2, initializer=first_goes_ahead, initargs=(str(tmp_path / "first"), go))
+    assert executor.submit(square, 3).result(LIMIT_S) == 9
+    executor.submit(square, 4), executor.submit(square, 5)
+    executor.shutdown()  # nobody has let the other one go
 
 
 def test_workers_may_be_killed_while_they_start() -> None:
