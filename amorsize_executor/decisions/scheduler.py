@@ -994,7 +994,10 @@ class Scheduler:
         worker.unloaded.add(resource_id)
 
     def _nbytes(self, resource_ids: Iterable[int]) -> int:
-        return sum([self._resources[i].nbytes for i in resource_ids if i in self._resources])
+        known = [self._resources[i] for i in resource_ids if i in self._resources]
+        # One that was never built may be as large as any.
+        largest = max([each.nbytes for each in self._resources.values()], default=0)
+        return sum([each.nbytes if each.load_s is not None else largest for each in known])
 
     def _not_loaded(self, worker: Worker, resource_ids: Iterable[int]) -> None:
         """A worker has not built what it was expected to."""

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from amorsize_executor import AmorsizeExecutor, MemoryLimitExceeded, cgroups
+from benchmarks._memory_group import MemoryGroup, NoGroup, memory_group
 
 from ..executor.tools import LIMIT_S
-from .cgroup import MemoryGroup, NoGroup, memory_group
 from .tasks import allocate, count_notes, hold, kill_like_the_kernel, noted, pid, square
 
 pytestmark = [

@@ -23,11 +23,15 @@ class MemoryGroup:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def run(self, command: Sequence[str], timeout_s: float) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, command: Sequence[str], timeout_s: float, cwd: Path | None = None
+    ) -> subprocess.CompletedProcess[str]:
         """Run a command in it, which ends with its children, and return what it wrote."""
         # Joined by a shell that then becomes the command: code between fork and exec may not run Python's.
         join = ["/bin/sh", "-c", f'echo $$ > "{self._folder}/cgroup.procs" && exec "$@"', "sh"]
-        return subprocess.run([*join, *command], capture_output=True, text=True, timeout=timeout_s, check=False)
+        return subprocess.run(
+            [*join, *command], cwd=cwd, capture_output=True, text=True, timeout=timeout_s, check=False
+        )
 
     def n_kills(self) -> int:
         """Processes that the kernel has killed in it for want of memory."""
