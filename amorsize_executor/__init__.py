@@ -9,7 +9,15 @@ if TYPE_CHECKING:
     from .counters import MapStats
     from .decisions.cost_model import CostModel
     from .decisions.plan import Plan
-    from .errors import AmorsizeError, QueueFull, RemoteTraceback, SerializationError, TaskTimeout, WorkerDied
+    from .errors import (
+        AmorsizeError,
+        MemoryLimitExceeded,
+        QueueFull,
+        RemoteTraceback,
+        SerializationError,
+        TaskTimeout,
+        WorkerDied,
+    )
     from .executor import AmorsizeExecutor
     from .integrations.joblib_backend import register_joblib_backend
     from .optimizer import (
@@ -37,6 +45,7 @@ __all__ = [
     "CostModel",
     "ExecutorStats",
     "MapStats",
+    "MemoryLimitExceeded",
     "OptimizationResult",
     "Plan",
     "Profile",
@@ -70,7 +79,16 @@ _LAZY = {
     "MapStats": "counters",
     "Plan": "decisions.plan",
     **dict.fromkeys(
-        ("AmorsizeError", "QueueFull", "RemoteTraceback", "SerializationError", "TaskTimeout", "WorkerDied"), "errors"
+        (
+            "AmorsizeError",
+            "MemoryLimitExceeded",
+            "QueueFull",
+            "RemoteTraceback",
+            "SerializationError",
+            "TaskTimeout",
+            "WorkerDied",
+        ),
+        "errors",
     ),
     **dict.fromkeys(
         (

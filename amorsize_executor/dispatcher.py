@@ -28,7 +28,7 @@ from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import CancelledError, Future
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
-from . import lifecycle, machine
+from . import lifecycle
 from .counters import Counters
 from .decisions.actions import (
     Action,
@@ -54,6 +54,7 @@ from .failures import (
     broken_pool,
     chained,
     init_error,
+    memory_exceeded,
     no_descriptors,
     no_lease,
     queue_full,
@@ -63,6 +64,7 @@ from .failures import (
 )
 from .logs import WorkerLogs
 from .maps import Maps
+from .memory import MemoryWatch
 from .options import Gate, TaskOptions
 from .overtime import Overtime
 from .residency import Residency
@@ -91,16 +93,12 @@ _RETIRE_GRACE_S = 30.0
 _STARTS_S = 0.2
 #: A worker that was told to stop is looked at this often, in seconds: that may take a moment where CPUs are short.
 _STOP_S = 1e-3
-#: Memory in use is looked up at most this often, in seconds.
-_MEMORY_PERIOD_S = 0.25
 #: What was learned is written at most this often while nothing runs, in seconds, and at the end.
 _KEEP_S = 30.0
 #: Functions of which it is remembered that workers have run them, at most.
 _MOST_LOADED = 4096
 #: Longest wait of the I/O thread, in seconds: a selector takes no infinity.
 _LONGEST_WAIT_S = 86_400.0
-#: Part of the memory limit that stays free for what was not foreseen.
-_MEMORY_RESERVE = 0.05
 
 
 class Settings(NamedTuple):
@@ -192,9 +190,9 @@ class Dispatcher:
         self._retiring: dict[int, float] = {}  # when a worker that was told to end is killed
         self.peak_nbytes: dict[int, int] = {}
         self._init_fd: int | None = None  # block of the initializer's arguments
-        self._memory_checked_at = 0.0
+        self._memory = MemoryWatch(settings.memory_limit, lambda: self.ledger.store.nbytes)
+        self._memory_at: float | None = None  # when it is looked at next
         self._trim_at: float | None = None  # when blocks are looked through
-        self._memory_room = 0.0  # bytes for all workers together, as last looked up
         # Set by a collected executor or the end of the interpreter, without a lock.
         self.is_abandoned = False
         self.kill_at_exit = False
@@ -443,6 +441,7 @@ class Dispatcher:
             while True:
                 for action in left:
                     if type(action) is SendChunk:
+                        wake = wake or self._memory.is_asleep  # what workers use is to be looked at from now on
                         more += self._send(action.worker_id, action.chunk)
                         # Should its first task block, it is time for another worker: time is the I/O thread's.
                         wake = wake or (action.chunk.slot is not None and self.scheduler.may_start)
@@ -684,6 +683,7 @@ class Dispatcher:
         learned = self.settings.learned
         if lifecycle.is_interpreter_ending():
             self.is_abandoned = True  # the one who tells may have come before this was added
+        self._look_at_memory()
         try:
             while True:
                 self._notice_abandonment()
@@ -726,6 +726,7 @@ class Dispatcher:
             if type(action) is StartWorker:
                 if self._broken is not None or not self.scheduler.has_worker(action.worker_id):
                     continue  # it is to be killed next, or was by a thread that was faster
+                self._memory.note_kills()
                 failure = pool.start(action.worker_id)
                 self.counters.workers_started += failure is None
                 if failure is not None:
@@ -776,6 +777,9 @@ class Dispatcher:
         self._limit_at = self.scheduler.next_limit()
         if self.is_watching:
             times.append(_WATCH_S)
+        self._memory_at = self._next_memory_look()
+        if self._memory_at is not None:
+            times.append(max(self._memory_at - time.perf_counter(), 0.0))
         if self._overtime.is_busy:
             times.append(_STOP_S)
         if self._retiring:
@@ -808,6 +812,8 @@ class Dispatcher:
         self.execute(actions)
         if self._trim_at is not None and now >= self._trim_at:
             self._trim_blocks(now)
+        if self._memory_at is not None and now >= self._memory_at:
+            self._look_at_memory()
         for worker_id, until in list(self._retiring.items()):
             if now > until and self.pool is not None:
                 self.pool.kill(worker_id)
@@ -819,10 +825,10 @@ class Dispatcher:
 
     def _is_time_up(self) -> bool:
         """Whether it must be looked around, however much there is to do."""
-        if self._trim_at is None and self._limit_at is None:
+        if self._trim_at is None and self._limit_at is None and self._memory_at is None:
             return False
         now = time.perf_counter()
-        return any(at is not None and now >= at for at in (self._trim_at, self._limit_at))
+        return any(at is not None and now >= at for at in (self._trim_at, self._limit_at, self._memory_at))
 
     def _trim_blocks(self, now: float) -> None:
         """Give up blocks that were not used for long."""
@@ -840,6 +846,7 @@ class Dispatcher:
             if code == protocol.RESULTS or code == protocol.OUTCOMES:
                 self._results(worker_id, content, block_fd)
             elif code == protocol.READY:
+                self._look_at_memory()
                 with self.lock:
                     actions = self.scheduler.worker_ready(worker_id, time.perf_counter())
                 if self.pool is not None:
@@ -860,8 +867,9 @@ class Dispatcher:
                 if self._trim_at is None:
                     self._trim_at = time.perf_counter() + IDLE_S
             elif code == protocol.MEMORY:
-                self.peak_nbytes[worker_id] = content[1]
-                self._fit_memory()
+                _, chunk_id, offset, growth, used, self.peak_nbytes[worker_id] = content
+                with self.lock:
+                    self.scheduler.memory_told(worker_id, chunk_id, offset, growth, used, time.perf_counter())
             elif code == protocol.LOADED:
                 self.residency.loaded(worker_id, *content[1:])
             elif code == protocol.LOAD_DONE:
@@ -965,8 +973,9 @@ class Dispatcher:
         self._last_end = event
         self.ledger.worker_gone(event.worker_id)
         self._logs.gone(event.worker_id)
+        is_oom = not event.is_killed and self._memory.is_oom(event.exitcode)
         with self.lock:
-            actions = self.scheduler.worker_died(event.worker_id, event.running, time.perf_counter())
+            actions = self.scheduler.worker_died(event.worker_id, event.running, time.perf_counter(), is_oom=is_oom)
         self.execute(actions)
         self._do_failures(event)
         self.residency.look_at_warm_ups()
@@ -990,6 +999,8 @@ class Dispatcher:
         if action.is_late and job is not None and job.timeout_s is not None:
             what = f"item {', '.join(map(str, action.items))} of map({job.function.name})"
             return task_timeout(what, job.timeout_s, pid=event.pid, was_waiting=False)
+        if action.excess is not None:
+            return memory_exceeded(event, *action.excess)
         return worker_died(event)
 
     def _break(self, cause: BaseException, what: str = "workers cannot be started") -> None:
@@ -1109,25 +1120,32 @@ class Dispatcher:
 
     def memory_room(self) -> float | None:
         """Bytes for all workers together; None if that cannot be told now. The I/O thread's."""
-        now = time.perf_counter()
-        if not self._memory_room or now - self._memory_checked_at > _MEMORY_PERIOD_S:
-            self._memory_checked_at = now
-            try:
-                limit = self.settings.memory_limit or machine.memory_limit()
-            except OSError:  # no descriptor left to read it
-                return None
-            own = machine.resident_nbytes(os.getpid()) or 0
-            self._memory_room = limit * (1 - _MEMORY_RESERVE) - own - self.ledger.store.nbytes
-        return self._memory_room
+        try:
+            return self._memory.room_for_workers()
+        except OSError:  # no descriptor left to read it
+            return None
 
-    def _fit_memory(self) -> None:
-        """Cap the number of workers by what their measured peak leaves room for."""
-        room = self.memory_room()
-        if room is None:
+    def _next_memory_look(self) -> float | None:
+        """When to look at memory; None: when some worker has work again. Under the lock."""
+        if self.scheduler.n_busy:
+            self._memory.is_asleep = False
+        elif self._memory.is_asleep:
+            return None
+        return self._memory.due_at(self.scheduler.next_memory_look_s())
+
+    def _look_at_memory(self) -> None:
+        """Tell the scheduler what there is, and what workers use."""
+        pool = self.pool
+        assert pool is not None
+        begun = self._memory.looked_at = time.perf_counter()
+        uses = self._memory.samples(pool.pids(), in_detail=self.scheduler.memory.is_tight)
+        try:
+            room = self._memory.room(uses)
+        except OSError:  # no descriptor left to read it
             return
-        now = time.perf_counter()
-        cap = max(int(room / max(self.peak_nbytes.values())), 1)
         with self.lock:
-            self.scheduler.memory_cap = cap
-            actions = self.scheduler.tick(now)
+            running = {worker_id: pool.running(worker_id) for worker_id in uses}
+            actions = self.scheduler.look_at_memory(room, uses, running, time.perf_counter())
+            self._memory.is_asleep = not self.scheduler.n_busy
+        self._memory.cost_s = time.perf_counter() - begun
         self.execute(actions)

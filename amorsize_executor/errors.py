@@ -35,6 +35,28 @@ class WorkerDied(AmorsizeError, BrokenProcessPool):
         return type(self), (str(self), self.pid, self.exitcode)
 
 
+class MemoryLimitExceeded(AmorsizeError, MemoryError):
+    """A task needs more memory than there is: its worker was ended, by this package or by the kernel.
+
+    It was the only task that took much; or it was run twice, the second time with no other beside it that takes much.
+
+    Attributes
+    ----------
+    used_nbytes
+        What its worker used when that was last seen, in bytes; None if it was not seen.
+    limit_nbytes
+        What this process and all workers may use, in bytes.
+    """
+
+    def __init__(self, message: str, used_nbytes: int | None = None, limit_nbytes: int | None = None) -> None:
+        super().__init__(message)
+        self.used_nbytes = used_nbytes
+        self.limit_nbytes = limit_nbytes
+
+    def __reduce__(self) -> tuple[type[MemoryLimitExceeded], tuple[str, int | None, int | None]]:
+        return type(self), (str(self), self.used_nbytes, self.limit_nbytes)
+
+
 if sys.version_info >= (3, 11):
     _TimeoutErrors = TimeoutError
 else:

@@ -31,6 +31,21 @@ def worker_died(event: Ended) -> BaseException:
     return error
 
 
+def memory_exceeded(event: Ended, used_nbytes: int, limit_nbytes: int) -> BaseException:
+    """What a task gets that needs more memory than there is."""
+    from .errors import MemoryLimitExceeded
+
+    used = f"when it used {used_nbytes / 1e6:,.0f} MB" if used_nbytes else "before anybody saw how much it used"
+    return MemoryLimitExceeded(
+        f"worker process {event.pid} was ended while it was running this task, {used}: this process and its workers "
+        f"have {limit_nbytes / 1e6:,.0f} MB (memory_limit, or what the container or machine has). No other task that "
+        "needs memory ran beside it, so fewer workers would not help: give the task less to do, or the pool more "
+        "memory",
+        used_nbytes or None,
+        limit_nbytes,
+    )
+
+
 def task_timeout(name: str, timeout_s: float, *, pid: int | None, was_waiting: bool) -> BaseException:
     """What a task gets that was not done in time; `pid`: of the worker that had it."""
     from .errors import TaskTimeout

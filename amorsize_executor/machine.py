@@ -87,11 +87,28 @@ def memory_limit(root: str | Path = "/") -> int:
     return min([_host_memory(), *cgroups.memory_limits(os.fspath(root))])
 
 
-def free_memory(root: str | Path = "/") -> int:
-    """Bytes that may still be taken before the machine's memory, or what its cgroup allows, is used up."""
+class FreeMemory(NamedTuple):
+    """Bytes that may still be taken before the machine's memory, or what its cgroup allows, is used up.
+
+    Attributes
+    ----------
+    nbytes
+        Without swapping.
+    with_swap_nbytes
+        Where the machine's swap counts as memory.
+    """
+
+    nbytes: int
+    with_swap_nbytes: int
+
+
+def free_memory(root: str | Path = "/") -> FreeMemory:
+    """What may still be taken."""
     free = cgroups.free_nbytes(os.fspath(root))
-    available = _available_memory(os.fspath(root))
-    return available if free is None else min(available, free)
+    available, swap = _available_memory(os.fspath(root))
+    if free is None:
+        return FreeMemory(available, available + swap)
+    return FreeMemory(min(available, free), min(available + swap, free))
 
 
 def resident_nbytes(pid: int) -> int | None:
@@ -113,6 +130,12 @@ def private_nbytes(pid: int) -> int | None:
         return resident_nbytes(pid)
     text = _read(f"/proc/{pid}/statm").split()
     return max(int(text[1]) - int(text[2]), 0) * os.sysconf("SC_PAGE_SIZE") if text else None
+
+
+def waited_s(pid: int) -> float:
+    """How long the first thread of a process has waited for a CPU, in seconds; 0 where that is not told."""
+    fields = _read(f"/proc/{pid}/schedstat").split() if sys.platform == "linux" else []
+    return int(fields[1]) * 1e-9 if len(fields) > 1 else 0.0
 
 
 class MemoryUse(NamedTuple):
@@ -178,14 +201,18 @@ def _host_memory() -> int:
     return int(psutil.virtual_memory().total)
 
 
-def _available_memory(root: str) -> int:
-    """Bytes that processes can take without swapping."""
+def _available_memory(root: str) -> tuple[int, int]:
+    """Bytes that processes can take without swapping, and free swap."""
+    found: dict[str, int] = {}
     for line in _read(os.path.join(root, "proc/meminfo")).splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
+        name, _, value = line.partition(":")
+        if name in ("MemAvailable", "SwapFree"):
+            found[name] = int(value.split()[0]) * 1024
+    if "MemAvailable" in found:
+        return found["MemAvailable"], found.get("SwapFree", 0)
     import psutil
 
-    return int(psutil.virtual_memory().available)
+    return int(psutil.virtual_memory().available), int(psutil.swap_memory().free)
 
 
 def _cpu_model(root: str) -> str:

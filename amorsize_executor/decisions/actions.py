@@ -65,12 +65,17 @@ class CloseResources(NamedTuple):
 
 
 class FailItems(NamedTuple):
-    """These items were running when their worker died, and may not run again; `is_late`: it was ended for that."""
+    """These items were running when their worker died, and may not run again.
+
+    `is_late`: it was ended for that; `excess`: it has died for want of memory, and used so many bytes when that was
+    last seen (0: it was not), of so many that all may use.
+    """
 
     job_id: int | None
     items: tuple[int, ...]
     worker_id: int
     is_late: bool = False
+    excess: tuple[int, int] | None = None
 
 
 class ExpireTask(NamedTuple):

@@ -47,7 +47,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from . import resources
 from .actions import (
@@ -56,6 +56,7 @@ from .actions import (
     CloseResources,
     ExpireTask,
     FailItems,
+    KillRunning,
     KillWorker,
     LoadResources,
     RetireWorker,
@@ -65,6 +66,7 @@ from .actions import (
 )
 from .cost_model import CostModel
 from .limits import TimeLimits
+from .memory import MemoryGate, Room, Running, Sample
 from .resources import NOTHING, Needs, Resource
 from .terms import Terms
 from .work import OVERDUE_S, Chunk, MapWork, TaskQueue
@@ -91,7 +93,20 @@ _FAILED_STARTS = 3
 #: If other workers run, it is not; then the next start is tried after this long, in seconds, doubled up to 64 s.
 _START_AGAIN_S = 1.0
 _START_AGAIN_DOUBLINGS = 6
+#: Whoever is ended for what it takes is gone after this, in seconds; if not, another one is.
+_VICTIM_S = 1.0
 _NO_TERMS = Terms()
+
+
+class _Victim(NamedTuple):
+    """A worker that dies for want of memory: the item that it runs, what it uses, and what all may."""
+
+    chunk_id: int
+    offset: int
+    used_nbytes: int
+    limit_nbytes: int
+    is_alone: bool
+    since: float
 
 
 class Scheduler:
@@ -123,7 +138,11 @@ class Scheduler:
     ) -> None:
         self._cost_model = cost_model
         self.max_workers = max_workers
-        self.memory_cap: int | None = None  # workers that fit into memory, set by whoever measures it
+        self.memory = MemoryGate(cost_model)
+        self._memory_cap: int | None = None  # workers that fit into memory
+        self._is_held = False  # something waits for memory
+        self._victims: dict[int, _Victim] = {}  # workers that are ended for what they take
+        self._careful: set[tuple[int | None, int]] = set()  # items whose worker died for want of memory
         self._min_workers = min_workers
         self._idle_timeout_s = idle_timeout_s
         self._max_tasks_per_child = max_tasks_per_child
@@ -207,9 +226,14 @@ class Scheduler:
     @property
     def worker_limit(self) -> int:
         """Upper bound on workers now: `max_workers`, and what fits into memory."""
-        if self.memory_cap is None:
+        if self._memory_cap is None:
             return self.max_workers
-        return max(min(self.max_workers, self.memory_cap), 1)
+        return max(min(self.max_workers, self._memory_cap), 1)
+
+    @property
+    def holds_back(self) -> bool:
+        """Whether something waits for memory."""
+        return self._is_held
 
     @property
     def is_drained(self) -> bool:
@@ -285,7 +309,9 @@ class Scheduler:
                 self.asks_clock = self._limits.deadlines.add(task_id, until)
         if needs:
             return self._submit_to_lane(task_id, key, now, queue, 0 if terms is None else terms.priority)
-        if self._idle and not queue.levels:  # the common case in a calm: straight to an idle worker
+        if (
+            self._idle and not queue.levels and not (self.memory.is_tight or self._careful)
+        ):  # the common case in a calm: straight to an idle worker
             worker_id, _ = self._idle.popitem()
             worker = self._workers[worker_id]
             self._ids += 1
@@ -498,7 +524,9 @@ class Scheduler:
             actions.append(self._retire(worker_id, worker))
         return actions + self._act(now)
 
-    def worker_died(self, worker_id: int, running: tuple[int, int, int] | None, now: float) -> list[Action]:
+    def worker_died(
+        self, worker_id: int, running: tuple[int, int, int] | None, now: float, *, is_oom: bool = False
+    ) -> list[Action]:
         """A worker's process has ended.
 
         Parameters
@@ -509,10 +537,21 @@ class Scheduler:
             (chunk id, offset of the first item, number of items) that it was running; None when it ran nothing.
         now
             Time in seconds.
+        is_oom
+            The kernel has killed it for want of memory.
         """
         worker = self._workers.pop(worker_id, None)
         if worker is None:
             return []
+        victim = self._victims.pop(worker_id, None)
+        if victim is None and is_oom:
+            limit_nbytes = self.memory.room.limit_nbytes if self.memory.room is not None else 0
+            victim = _Victim(0, 0, self.memory.used_nbytes(worker_id), limit_nbytes, False, now)
+        elif victim is not None and running is not None and running[:2] != victim[:2]:
+            victim = None  # it has died of something else
+        if victim is not None and running is not None:
+            self._note_victim(worker, worker_id, running[0])
+        self.memory.forget_worker(worker_id)
         self._idle.pop(worker_id, None)
         self._partial.pop(worker_id, None)
         self._loaded.pop(worker_id, None)
@@ -531,14 +570,16 @@ class Scheduler:
         elif worker.state is State.RETIRING:
             self._n_retiring -= 1
         for chunk in reversed(worker.chunks.values()):
-            actions.extend(self._recover(chunk, running, worker_id))
+            actions.extend(self._recover(chunk, running, worker_id, victim))
         n_before = self._n_starting
         actions += self._act(now)
         if worker.state is State.READY and self._n_starting == n_before and not self._stopping:
             actions += self._start(1, now)  # whoever comes next should not have to wait for it
         return actions
 
-    def _recover(self, chunk: Chunk, running: tuple[int, int, int] | None, worker_id: int) -> list[Action]:
+    def _recover(
+        self, chunk: Chunk, running: tuple[int, int, int] | None, worker_id: int, victim: _Victim | None
+    ) -> list[Action]:
         """Sort a lost chunk's items into those that fail and those that others may run."""
         queue = self._queue_of(chunk)
         if chunk.job_id is None:
@@ -549,12 +590,18 @@ class Scheduler:
         first = last = chunk.n_done
         if running is not None and running[0] == chunk.chunk_id:
             first, last = max(running[1], chunk.n_done), max(running[1] + running[2], chunk.n_done)
-        failed, late, again = [], [], list(chunk.items[chunk.n_done : first])
+        failed, late, too_large, again = [], [], [], list(chunk.items[chunk.n_done : first])
         late_items = queue.late if chunk.job_id is None else self._jobs[chunk.job_id].late
         for item in chunk.items[first:last]:
             attempt = self._attempts.get((chunk.job_id, item), 0)
             if item in late_items:
                 late.append(item)
+            elif victim is not None:
+                if victim.is_alone or (chunk.job_id, item) in self._careful:
+                    too_large.append(item)
+                else:
+                    self._careful.add((chunk.job_id, item))
+                    again.append(item)
             elif attempt < self._retries_of(chunk.job_id, item):
                 self._attempts[chunk.job_id, item] = attempt + 1
                 again.append(item)
@@ -562,6 +609,10 @@ class Scheduler:
                 failed.append(item)
         again.extend(chunk.items[last:])
         actions: list[Action] = [FailItems(chunk.job_id, tuple(failed), worker_id)] if failed else []
+        if too_large and victim is not None:
+            excess = (victim.used_nbytes, victim.limit_nbytes)
+            actions.append(FailItems(chunk.job_id, tuple(too_large), worker_id, excess=excess))
+            failed += too_large
         if chunk.job_id is None:
             self._put_back(queue, again)
             for item in (*failed, *late):  # the latter were told when their time was over
@@ -619,6 +670,103 @@ class Scheduler:
                     actions.append(self._take_back(worker_id, worker, chunk))
                 return actions
         return []
+
+    # ------------------------------------------------------------------ memory
+
+    def memory_told(self, worker_id: int, chunk_id: int, offset: int, growth: int, used: int, now: float) -> None:
+        """A worker has measured by how many bytes it grew while it ran items up to this one, and what it uses now."""
+        chunk = self.chunk(worker_id, chunk_id)
+        if chunk is not None and offset < len(chunk.items):
+            self.memory.told(worker_id, self._key_of(chunk, offset), growth, used, now)
+
+    def look_at_memory(
+        self, room: Room, uses: dict[int, Sample], running: dict[int, tuple[int, int, int] | None], now: float
+    ) -> list[Action]:
+        """What there is, what workers use, and what they run: (chunk id, offset, number of items), or None."""
+        self.memory.measured(room, uses, self._idle.keys(), self.max_workers, now)
+        busy = self._running()
+        n_more = self.memory.n_more_workers(busy, self._n_starting)
+        live = self._n_starting + self.n_ready
+        self._memory_cap = None if n_more is None else max(live + max(n_more, -len(self._idle) - self._n_starting), 1)
+        actions: list[Action] = []
+        if self._is_held:
+            actions += self._make_room()
+        self._is_held = False  # what still has to wait will say so
+        self._victims = {i: victim for i, victim in self._victims.items() if now - victim.since < _VICTIM_S}
+        excess = self.memory.excess(busy, self._idle.keys()) if not self._victims else None
+        if excess is not None:
+            worker_id, worker, mark = excess.worker_id, self._workers[excess.worker_id], running.get(excess.worker_id)
+            if excess.how == "idle":
+                actions.append(self._kill(worker_id, worker))
+            elif mark is not None and mark[2]:
+                is_alone = excess.how == "alone"
+                self._victims[worker_id] = _Victim(*mark[:2], excess.used_nbytes, excess.limit_nbytes, is_alone, now)
+                actions.append(KillRunning(worker_id, mark[0], mark[1]))
+        return actions + self._act(now)
+
+    def next_memory_look_s(self) -> float:
+        """Seconds from one look at memory to the next, while workers have work."""
+        return self.memory.next_look_s(self.n_busy, is_held=self._is_held)
+
+    def _note_victim(self, worker: Worker, worker_id: int, chunk_id: int) -> None:
+        """What has let a worker die for want of memory needs at least what it had."""
+        chunk = worker.chunks.get(chunk_id)
+        if chunk is not None and chunk.n_left:
+            self.memory.needed(self._key_of(chunk, chunk.n_done), self.memory.grown_nbytes(worker_id))
+
+    def _make_room(self) -> list[Action]:
+        """Let a worker leave that has kept much, where something waits for memory."""
+        worker_id = self.memory.fattest(self._idle)
+        if worker_id is not None:
+            return [self._retire(worker_id, self._workers[worker_id])]
+        if not any(worker.is_leaving for worker in self._workers.values()):
+            worker_id = self.memory.fattest(i for i, worker in self._workers.items() if worker.state is State.READY)
+            if worker_id is not None:
+                self._workers[worker_id].is_leaving = True
+        return []
+
+    def _running(self, but: int | None = None) -> list[Running]:
+        found = []
+        for worker_id, worker in self._workers.items():
+            chunk = _at_work(worker) if worker_id != but else None
+            if chunk is not None:
+                found.append(Running(worker_id, self._key_of(chunk, chunk.n_done), chunk.progress_at))
+        return found
+
+    def _key_of(self, chunk: Chunk, offset: int) -> Hashable:
+        """The function of an item of a chunk."""
+        if chunk.job_id is not None:
+            job = self._jobs.get(chunk.job_id)
+            return job.key if job is not None else None
+        return self._queue_of(chunk).key_of(chunk.items[offset])
+
+    def _head(self, source: _Source) -> tuple[Hashable, int | None]:
+        """The function of what comes next from a source, and the item if it is one that came back."""
+        if isinstance(source, int):
+            job = self._jobs[source]
+            return job.key, job.returned[0] if job.returned else None
+        task_id, key = (self._lanes[source] if source else self._queue).head
+        return key, task_id
+
+    def _admits(self, source: _Source, worker_id: int, now: float) -> bool:
+        """Whether memory allows a worker the next chunk of a source."""
+        key, item = self._head(source)
+        if self._workers[worker_id].chunks:
+            return self.memory.is_small(key)  # behind another one: it is as well off in front
+        others = self._running(but=worker_id)
+        if self._careful:
+            is_careful = self._is_careful(source, item)
+            if is_careful or any(self._runs_careful(each.worker_id) for each in others):
+                keys = [each.key for each in others] if is_careful else [key]
+                return all(self.memory.is_small(key) for key in keys)
+        return self.memory.admits(key, worker_id, others, now)
+
+    def _is_careful(self, source: _Source, item: int | None) -> bool:
+        return item is not None and (source if isinstance(source, int) else None, item) in self._careful
+
+    def _runs_careful(self, worker_id: int) -> bool:
+        chunk = _at_work(self._workers[worker_id])
+        return chunk is not None and (chunk.job_id, chunk.items[chunk.n_done]) in self._careful
 
     # ------------------------------------------------------------------ the pool itself
 
@@ -682,6 +830,7 @@ class Scheduler:
         self._lanes.clear()
         self._jobs.clear()
         self._attempts.clear()
+        self._careful.clear()
         self._limits.clear()
         self._lane_of.clear()
         return [self._kill(worker_id, worker) for worker_id, worker in self._workers.items()]
@@ -864,7 +1013,10 @@ class Scheduler:
         worker.unloaded.add(resource_id)
 
     def _nbytes(self, resource_ids: Iterable[int]) -> int:
-        return sum([self._resources[i].nbytes for i in resource_ids if i in self._resources])
+        known = [self._resources[i] for i in resource_ids if i in self._resources]
+        # One that was never built may be as large as any.
+        largest = max([each.nbytes for each in self._resources.values()], default=0)
+        return sum([each.nbytes if each.load_s is not None else largest for each in known])
 
     def _not_loaded(self, worker: Worker, resource_ids: Iterable[int]) -> None:
         """A worker has not built what it was expected to."""
@@ -992,6 +1144,10 @@ class Scheduler:
             worker_id, source = found
             worker = self._workers[worker_id]
             is_calm = not worker.chunks
+            if (self.memory.is_tight or self._careful) and not self._admits(source, worker_id, now):
+                refused.add(source)
+                self._is_held = True
+                continue
             chunk = self._cut(source, worker_id, worker, is_calm, now)
             if chunk is None:
                 if not self._resources:
@@ -1123,6 +1279,8 @@ class Scheduler:
         most = None
         if self._max_tasks_per_child is not None:
             most = self._max_tasks_per_child - worker.n_given
+        if self._careful and self._is_careful(source, self._head(source)[1]):
+            most = 1
         items: Sequence[int]
         needs = NOTHING
         if not isinstance(source, int):
@@ -1208,6 +1366,8 @@ class Scheduler:
 
     def _should_leave(self, worker: Worker) -> bool:
         """Whether a worker gets no more work: it has had its share, or there are more workers than allowed."""
+        if worker.is_leaving:
+            return True
         if self._max_tasks_per_child is not None and worker.n_given >= self._max_tasks_per_child:
             return True
         return self.n_ready > self.worker_limit
@@ -1239,7 +1399,8 @@ class Scheduler:
         for source in self._turn:
             job = self._jobs.get(source) if isinstance(source, int) else None
             if job is not None and job.n_waiting:
-                for_maps += max(min(job.n_workers, job.n_waiting + self.n_ready), 1)
+                wanted = max(min(job.n_workers, job.n_waiting + self.n_ready), 1)
+                for_maps += min(wanted, self.memory.at_once(job.key) or wanted)
         for_queues = sum([self._queue_demand(queue, now) for queue in self._queues() if queue.levels])
         return max(for_maps - live, for_queues - self._n_starting, 0)
 
@@ -1252,7 +1413,11 @@ class Scheduler:
         enough = int(backlog_s / start_s + 1e-9)
         if not enough and (not self.n_ready or now - queue.since >= start_s):
             enough = 1
-        return min(enough, len(queue))
+        enough = min(enough, len(queue))
+        if not self.memory.is_tight:
+            return enough
+        at_once = self.memory.at_once(queue.head[1])
+        return enough if at_once is None else max(min(enough, at_once - self.n_busy), 0 if self.n_ready else 1)
 
     def _start_s(self) -> float:
         return max(self._cost_model.worker_start_s, _LEAST_START_S)
@@ -1309,10 +1474,19 @@ class Scheduler:
         if self._lane_of:
             self._lane_of.pop(task_id, None)
         queue.forget(task_id)
+        if self._careful:
+            self._careful.discard((None, task_id))
         if self._attempts:
             self._attempts.pop((None, task_id), None)
 
     def _forget_attempts(self, job_id: int) -> None:
+        if self._careful:
+            self._careful = {item for item in self._careful if item[0] != job_id}
         if self._attempts:
             for key in [key for key in self._attempts if key[0] == job_id]:
                 del self._attempts[key]
+
+
+def _at_work(worker: Worker) -> Chunk | None:
+    """The chunk of which a worker runs an item; None if it has none, or the rest of all was taken back."""
+    return next((chunk for chunk in worker.chunks.values() if chunk.n_left), None)

@@ -314,6 +314,15 @@ class TaskQueue:
         """Of the first task that waits."""
         return next(iter(self.levels))
 
+    @property
+    def head(self) -> tuple[int, Hashable]:
+        """The first task that waits, and its function."""
+        return next(iter(self.levels.values()))[0]
+
+    def key_of(self, task_id: int) -> Hashable:
+        """The function of a task that is with a worker; None of one that is settled."""
+        return self._keys.get(task_id)
+
     def append(self, task_id: int, key: Hashable, priority: int = 0) -> None:
         """A task waits behind all others of its priority."""
         level = self.levels.get(priority)

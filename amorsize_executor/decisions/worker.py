@@ -26,7 +26,9 @@ class State(Enum):
 class Worker:
     """A worker that exists."""
 
-    __slots__ = ("ahead", "asked_at", "chunks", "has_run", "held", "idle_since", "n_given", "state", "unloaded")
+    __slots__ = (
+        "ahead", "asked_at", "chunks", "has_run", "held", "idle_since", "is_leaving", "n_given", "state", "unloaded",
+    )  # fmt: skip
 
     def __init__(self, now: float) -> None:
         self.state = State.STARTING
@@ -34,6 +36,7 @@ class Worker:
         self.chunks: dict[int, Chunk] = {}  # by chunk id, in the order given; one runs, the others wait
         self.n_given = 0  # items in its life, for max_tasks_per_child
         self.has_run = False  # some item of it was settled
+        self.is_leaving = False  # it gets no more work, and leaves after what it has
         self.idle_since = now
         self.held: dict[int, int] = {}  # bytes by resource, what was used last at the end; what it will have counts
         self.unloaded: set[int] = set()  # those of `held` that it has not told to have

@@ -70,8 +70,8 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # untyped
 
     @property
     def dispatch_table(self) -> dict[type, Callable[[Any], Any]]:
-        """cloudpickle's as a plain dictionary: its chain of two takes longer to look into than an array to pickle."""
-        return {kind: reduce for table in reversed(_reducers.maps) for kind, reduce in table.items()}
+        """The reductions of cloudpickle as a plain dictionary: its chain of two takes longer to look into."""
+        return {kind: reduction for table in reversed(_reducers.maps) for kind, reduction in table.items()}
 
     def reducer_override(self, obj: Any) -> Any:
         """What to pickle in place of an object, as `pickle.Pickler` documents it."""

@@ -56,7 +56,7 @@ class Message(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """A worker's process is gone (or could not be started: `error`)."""
+    """A worker's process is gone (or could not be started: `error`); `is_killed`: `kill` has sent it SIGKILL."""
 
     worker_id: int
     pid: int | None
@@ -64,6 +64,7 @@ class Ended(NamedTuple):
     running: tuple[int, int, int] | None
     fault: str
     error: Exception | None = None
+    is_killed: bool = False
 
 
 class _Process(Protocol):
@@ -87,7 +88,7 @@ class _Worker:
         self.channel = channel
         self.reader = FrameReader()
         self.known_functions: set[int] = set()
-        self.is_reaped = False
+        self.is_reaped = self.is_killed = False
         self.pidfd = -1
         if hasattr(os, "pidfd_open") and self.pid is not None:
             try:
@@ -266,6 +267,7 @@ class WorkerPool:
         with self._lock:  # its number may soon be another's
             if worker is None or worker.is_reaped or worker.pid is None:
                 return
+            worker.is_killed = worker.is_killed or signum == signal.SIGKILL
             try:
                 if worker.pidfd >= 0 and hasattr(signal, "pidfd_send_signal"):
                     signal.pidfd_send_signal(worker.pidfd, signum)
@@ -473,7 +475,7 @@ class WorkerPool:
         with self._lock:
             del self._workers[worker.worker_id]
         worker.close()
-        on_end(Ended(worker.worker_id, worker.pid, exitcode, running, fault))
+        on_end(Ended(worker.worker_id, worker.pid, exitcode, running, fault, is_killed=worker.is_killed))
 
     def close(self) -> None:
         """Release everything; workers must have ended."""

@@ -74,10 +74,18 @@ _KEEP_RESULTS_S = 2.0
 _SPIN_NS = 100_000
 #: Functions kept; the parent sends one again when it is asked.
 _MAX_FUNCTIONS = 256
-#: Growth of peak memory that is worth a message, in bytes.
+#: Memory is measured behind each item that took so long, and behind shorter ones this often, in nanoseconds: to measure
+#: takes about 30 us, and what does not last long cannot need much.
+_MEMORY_WORTH_NS = 10_000_000
+_MEMORY_PERIOD_NS = 50_000_000
+#: A change that is worth a message: so many bytes, and this share of what was told.
 _MEMORY_STEP = 1 << 20
-#: It is looked at when results leave, at most this often, in nanoseconds.
-_MEMORY_PERIOD_NS = 20_000_000
+_MEMORY_SHARE = 1 / 8
+#: What the latest item needed counts for this much beside those before it, if it needed less.
+_MEMORY_WEIGHT = 1 / 8
+#: The kernel ends workers before other processes that have up to so many thousandths of memory more: so the parent
+#: lives, and can tell.
+_OOM_SCORE = 300
 #: Log records that wait while something else is sent, at most.
 _MOST_LATE = 1_000
 
@@ -102,6 +110,7 @@ def worker_main(sock: socket.socket, parent_pid: int, env: dict[str, str]) -> No
     is_told: list[bool] = []  # filled when the worker leaves because it was told to, and in peace
     atexit.register(_leave, os.getpid(), is_told)  # before any task can register anything: so it runs after all that
     sock.setblocking(True)
+    _be_killed_first()
     _watch_parent(parent_pid)
     warm.close_inherited()  # by a forked worker
     worker = _Worker(sock, current_process().name.rpartition("-")[2])
@@ -160,6 +169,17 @@ def _watch_parent(parent_pid: int) -> None:
     threading.Thread(target=wait_and_exit, name="amorsize-parent-watch", daemon=True).start()
 
 
+def _be_killed_first() -> None:
+    """Let the kernel rather end this process than its parent where memory is short."""
+    try:
+        with open("/proc/self/oom_score_adj", "r+") as file:
+            score = min(int(file.read()) + _OOM_SCORE, 1000)
+            file.seek(0)
+            file.write(str(score))
+    except OSError:  # no such file, or not to be written here
+        pass
+
+
 def _die_with(fd: int) -> None:
     """Let the kernel kill this process when the other end of a pipe closes, which the parent holds and never writes to.
 
@@ -183,7 +203,7 @@ def _set_patience(sock: socket.socket, timeout_s: float) -> None:
 class _Function:
     """A function in this worker, and how long its items take."""
 
-    __slots__ = ("_entry", "call", "gives_plain", "item_ns", "kept_type", "n_seen")
+    __slots__ = ("_entry", "call", "gives_plain", "growth", "item_ns", "kept_type", "n_seen", "told_growth")
 
     def __init__(self, entry: serialize.Entry) -> None:
         self._entry = entry
@@ -192,6 +212,8 @@ class _Function:
         self.n_seen = 0
         self.gives_plain = True  # its results are such as the journal takes as they are
         self.kept_type: type | None = None  # int or float, where the latest results were all of that type
+        self.growth = 0.0  # bytes that its items need, by and large
+        self.told_growth = -1.0  # the same as the parent was told; below zero: it was not
 
     def load(self, blocks: mapped.MappedBlocks, residents: Residents) -> None:
         """Unpickle it, anew if calls may have changed it."""
@@ -211,6 +233,20 @@ class _Function:
     def claim_size(self) -> int:
         return max(int(_CLAIM_NS / max(self.item_ns, 50.0)), 1)
 
+    def observe_growth(self, nbytes: int) -> bool:
+        """An item, or some short ones, let this process grow; returns whether the parent should know."""
+        if nbytes >= self.growth or self.told_growth < 0:
+            self.growth = nbytes
+        else:
+            self.growth += _MEMORY_WEIGHT * (nbytes - self.growth)
+        step = max(_MEMORY_STEP, _MEMORY_SHARE * self.told_growth)
+        if self.told_growth >= 0 and abs(self.growth - self.told_growth) < step:
+            return False
+        self.told_growth = self.growth
+        if self.n_seen <= 1:  # the next need not import what this one has
+            self.growth = 0.0
+        return True
+
     def observe(self, n_items: int, elapsed_ns: int) -> None:
         x = elapsed_ns / n_items
         self.item_ns = x if not self.n_seen else self.item_ns + 0.25 * (x - self.item_ns)
@@ -228,8 +264,11 @@ class _Worker:
         self._n_claimed = 0  # items of the chunk that runs here: it will run them
         self._used = 0  # bytes of records in the status block
         self._flushed_ns = 0
+        self._used_nbytes = machine.memory_use().private_nbytes
+        self._told_nbytes = 0  # what of that the parent knows
         self._peak_nbytes = 0
-        self._memory_due_ns = 0
+        self._has_peak = machine.forget_peak()  # what is measured next is of what runs next
+        self._memory_due_ns = time.perf_counter_ns() + _MEMORY_PERIOD_NS
         self._cpu_ns = 0
         self._is_copy = False  # a fork of the worker
         self._journal_used = 0  # bytes
@@ -525,6 +564,8 @@ class _Worker:
     ) -> None:
         cpu_ns = -1
         if elapsed_ns > _CPU_WORTH_NS:
+            if elapsed_ns > _MEMORY_WORTH_NS or time.perf_counter_ns() > self._memory_due_ns:
+                self._measure(chunk_id, offset, function)
             now = time.thread_time_ns()
             if self._cpu_ns >= 0:  # else the time before this item was not taken
                 cpu_ns = now - self._cpu_ns
@@ -683,11 +724,29 @@ class _Worker:
                 self._send_late()
         self._flushed_ns = time.perf_counter_ns()
         if self._flushed_ns > self._memory_due_ns:
-            self._memory_due_ns = self._flushed_ns + _MEMORY_PERIOD_NS
-            peak = machine.peak_nbytes()
-            if peak > self._peak_nbytes + _MEMORY_STEP:
-                self._peak_nbytes = peak
-                self._send((protocol.MEMORY, peak))
+            self._measure(0, 0, None)
+
+    def _measure(self, chunk_id: int, offset: int, function: _Function | None) -> None:
+        """Measure what items of a function have needed, and tell the parent, which must know before they are settled.
+
+        Without a function, what was run was short.
+        """
+        self._memory_due_ns = time.perf_counter_ns() + _MEMORY_PERIOD_NS
+        use = machine.memory_use()
+        before, self._used_nbytes = self._used_nbytes, use.private_nbytes
+        top = use.peak_private_nbytes
+        if not self._has_peak and use.peak_nbytes <= self._peak_nbytes:
+            top = use.private_nbytes  # the peak is of something before
+        if self._has_peak and top > use.private_nbytes + _MEMORY_STEP:
+            machine.forget_peak()
+        has_risen = use.peak_nbytes > self._peak_nbytes + _MEMORY_STEP
+        self._peak_nbytes = max(self._peak_nbytes, use.peak_nbytes)
+        has_changed = abs(use.private_nbytes - self._told_nbytes) >= _MEMORY_STEP
+        is_news = function is not None and function.observe_growth(max(top - before, 0))
+        if is_news or has_changed or has_risen:
+            self._told_nbytes = use.private_nbytes
+            growth = 0 if function is None else int(function.told_growth)
+            self._send((protocol.MEMORY, chunk_id, offset, growth, use.private_nbytes, self._peak_nbytes))
 
     def _send(self, message: tuple[Any, ...]) -> None:
         self._send_frame(make_frame(message))

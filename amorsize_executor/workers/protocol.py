@@ -39,7 +39,10 @@ Worker to parent::
                                                  those named
     (NEED_FUNCTIONS, chunk_id)                   the worker lacks a function or a block of this chunk
     (CUT, chunk_id)                              what the parent took back of this chunk will not run here
-    (MEMORY, nbytes)                             peak resident memory has grown
+    (MEMORY, chunk_id, offset, growth, used, peak)
+                                                 by how many bytes the worker grew while it ran items of a function, up
+                                                 to this one; what it uses now, but for files and blocks; and its
+                                                 largest resident memory so far; before the item's result
     (LOADED, resource_id, elapsed_ns, nbytes)    a resource was built: how long that took, and by how much memory grew
     (LOAD_DONE, resource_id, entry or None)      the answer to LOAD; entry of (exception, traceback text)
     (LOG, entry, n_lost)                         entry of the fields of a log record; n_lost: records that were dropped

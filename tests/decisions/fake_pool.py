@@ -50,6 +50,7 @@ class FakePool:
         self.ahead: list[tuple[int, int]] = []  # (worker, resource) that was to be loaded ahead of tasks
         self.closed: list[tuple[int, int]] = []  # (worker, resource) that was to be closed
         self.late: list[Item] = []  # failed because their time was over
+        self.too_large: list[Item] = []  # failed because they take more memory than there is
         self.is_broken = False
         self.n_claimed = 1  # items that a worker has claimed ahead of what is settled, in its first chunk
 
@@ -135,19 +136,19 @@ class FakePool:
         assert chunk.slot is not None, "only what has a slot can be taken back"
         self.come_to_cut(worker_id)
 
-    def die(self, worker_id: int, running: tuple[int, int, int] | None = None) -> None:
+    def die(self, worker_id: int, running: tuple[int, int, int] | None = None, *, is_oom: bool = False) -> None:
         """A worker's process ends; `running` is what it says it ran."""
         for group in (self.starting, self.ready, self.leaving):
             if worker_id in group:
                 group.remove(worker_id)
         del self.chunks[worker_id]
         self.loading.pop(worker_id, None)
-        self.do(self.scheduler.worker_died(worker_id, running, self.now))
+        self.do(self.scheduler.worker_died(worker_id, running, self.now, is_oom=is_oom))
 
-    def die_running(self, worker_id: int) -> None:
+    def die_running(self, worker_id: int, *, is_oom: bool = False) -> None:
         """A worker dies in the next item of its first chunk."""
         chunk = self.chunks[worker_id][0]
-        self.die(worker_id, (chunk.chunk_id, chunk.n_done, 1))
+        self.die(worker_id, (chunk.chunk_id, chunk.n_done, 1), is_oom=is_oom)
 
     def leave(self) -> None:
         """Every worker that was told to leave does."""
@@ -236,7 +237,8 @@ class FakePool:
         elif isinstance(action, ExpireTask):
             self.late.append((None, action.task_id))
         elif isinstance(action, FailItems):
-            (self.late if action.is_late else self.failed).extend((action.job_id, item) for item in action.items)
+            group = self.late if action.is_late else self.failed if action.excess is None else self.too_large
+            group.extend((action.job_id, item) for item in action.items)
         else:
             assert isinstance(action, BreakPool)
             self.is_broken = True

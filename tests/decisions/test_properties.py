@@ -11,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from amorsize_executor.decisions import planner
 from amorsize_executor.decisions.cost_model import CostModel, FunctionCost
+from amorsize_executor.decisions.memory import Room, Sample
 from amorsize_executor.decisions.planner import PoolState, chunk_size, inline_batch, plan_map
 from amorsize_executor.decisions.resources import NOTHING, Needs
 from amorsize_executor.decisions.terms import Terms
@@ -217,24 +218,28 @@ class Events(RuleBasedStateMachine):
     def worker_died(self, data: st.DataObject) -> None:
         worker_id = data.draw(st.sampled_from(sorted(self.pool.chunks)), label="worker")
         chunks = self.pool.chunks[worker_id]
-        running = None
+        running, is_oom = None, False
         if chunks and data.draw(st.booleans(), label="ran something"):
             # Results that it wrote are in before its death is told, so at worst the mark is that of settled items.
             chunk = chunks[0]
             first = data.draw(st.integers(0, max(len(chunk.items) - 1, 0)), label="first")
             count = data.draw(st.integers(1, max(len(chunk.items) - first, 1)), label="count")
             running = (chunk.chunk_id, first, count)
-            is_wanted = chunk.job_id is None or chunk.job_id in self.sizes
+            is_oom = data.draw(st.booleans(), label="killed by the kernel")
+            is_wanted = not is_oom and (chunk.job_id is None or chunk.job_id in self.sizes)
             for item in chunk.items[max(first, chunk.n_done) : first + count] if is_wanted else ():
                 if (chunk.job_id, item) in self.pool.late:
                     continue  # that was told
                 self.crashes[chunk.job_id, item] += 1
                 if self.crashes[chunk.job_id, item] > self.retries_of(chunk.job_id, item):
                     self.expected_failures.append((chunk.job_id, item))
-        self.pool.die(worker_id, running)
+        self.pool.die(worker_id, running, is_oom=is_oom)
         assert sorted(self.pool.failed, key=str) == sorted(self.expected_failures, key=str)
         if self.pool.is_broken:
             self.give_up()
+
+    def failed(self) -> list[Item]:
+        return self.pool.failed + self.pool.too_large
 
     def retries_of(self, job_id: int | None, item: int) -> int:
         own = self.own_retries.get((None, item)) if job_id is None else self.map_retries[job_id]
@@ -303,10 +308,31 @@ class Events(RuleBasedStateMachine):
     def resize(self, max_workers: int) -> None:
         self.pool.resize(max_workers)
 
-    @rule(cap=st.sampled_from([None, 1, 2, 3]))
-    def memory(self, cap: int | None) -> None:
-        self.scheduler.memory_cap = cap
-        self.pool.wait(0.0)
+    @rule(
+        data=st.data(),
+        free=st.sampled_from([-100, 0, 10, 100, 500, 1000, 10_000_000]),
+        swap=st.sampled_from([0, 1000]),
+        after_s=st.sampled_from([0.0, 0.01, 2.0]),
+    )
+    def look_at_memory(self, data: st.DataObject, free: int, swap: int, after_s: float) -> None:
+        self.pool.now += after_s
+        nbytes = st.integers(1, 1000).map(lambda n: Sample(n << 20))
+        uses = {worker_id: data.draw(nbytes, label="used") for worker_id in sorted(self.pool.chunks)}
+        marks = {
+            i: (chunks[0].chunk_id, chunks[0].n_done, 1) if chunks else None for i, chunks in self.pool.chunks.items()
+        }
+        room = Room(1000 << 20, free << 20, (free + swap) << 20)
+        self.pool.do(self.scheduler.look_at_memory(room, uses, marks, self.pool.now))
+        assert self.scheduler.next_memory_look_s() > 0
+
+    @precondition(lambda self: self.pool.busy())
+    @rule(data=st.data(), growth=st.sampled_from([0, 100, 600]), used=st.sampled_from([10, 700]))
+    def memory_told(self, data: st.DataObject, growth: int, used: int) -> None:
+        worker_id = data.draw(st.sampled_from(self.pool.busy()), label="worker")
+        chunk = self.pool.chunks[worker_id][0]
+        offset = data.draw(st.integers(0, max(len(chunk.items) - 1, 0)), label="offset")
+        now = self.pool.now
+        self.scheduler.memory_told(worker_id, chunk.chunk_id, offset, growth << 20, used << 20, now)
 
     @rule(n_workers=st.integers(1, 5))
     def want_workers(self, n_workers: int) -> None:
@@ -323,7 +349,7 @@ class Events(RuleBasedStateMachine):
     @invariant()
     def every_item_is_in_exactly_one_place(self) -> None:
         held, late = self.pool.held(), self.pool.late
-        settled = [*(self.pool.runs + self.by_caller + self.by_nobody).elements(), *self.pool.failed]
+        settled = [*(self.pool.runs + self.by_caller + self.by_nobody).elements(), *self.failed()]
         tasks = [i for job_id, i in held + settled if job_id is None]
         assert max(Counter(tasks).values(), default=1) == 1
         late_tasks = {i for job_id, i in late if job_id is None}  # which a worker may have, or have finished
@@ -338,11 +364,11 @@ class Events(RuleBasedStateMachine):
     def nobody_idles_while_items_wait(self) -> None:
         """Save for those who wait for a worker that has what they need, and shall not wait for long."""
         held = {item for job_id, item in self.pool.held() if job_id is None}
-        settled = {item for job_id, item in [*self.pool.runs, *self.pool.failed] if job_id is None}
+        settled = {item for job_id, item in [*self.pool.runs, *self.failed()] if job_id is None}
         waiting = self.tasks - held - settled - self.dropped - {item for _, item in self.pool.late}
         assert len(waiting) == self.scheduler.n_queued
         released = [i for i in self.released if i in self.sizes and self.scheduler.n_waiting(i)]
-        if self.pool.idle():
+        if self.pool.idle() and not self.scheduler.holds_back:
             assert {*waiting, *released} <= self.needy
             assert not waiting or self.scheduler.next_tick(self.pool.now) is not None
 
@@ -374,7 +400,7 @@ class Events(RuleBasedStateMachine):
                 break
             self.pool.wait(1.0)
         assert self.scheduler.is_drained
-        settled = self.pool.runs + self.by_caller + self.by_nobody + Counter(self.pool.failed)
+        settled = self.pool.runs + self.by_caller + self.by_nobody + Counter(self.failed())
         assert max(settled.values(), default=1) == 1
         assert max(Counter(self.pool.late).values(), default=1) == 1
         settled += Counter(self.pool.late)

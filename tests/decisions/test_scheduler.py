@@ -473,28 +473,15 @@ def test_resize_up_starts_workers_for_what_waits() -> None:
     assert len(pool.starting) == 2
 
 
-def test_workers_are_added_only_as_far_as_memory_allows() -> None:
-    pool = FakePool(8)
-    pool.scheduler.memory_cap = 2
-    pool.map(1, 100, n_workers=8)
-    assert len(pool.starting) == 2
-
-
 def test_a_worker_that_is_one_too_many_when_it_answers_leaves() -> None:
     pool = FakePool(2)
     pool.start(1)
     pool.do(pool.scheduler.want_workers(2, pool.now))
-    pool.scheduler.memory_cap = 1
+    pool.scheduler.max_workers = 1
     pool.answer()
     assert len(pool.leaving) == 1
     pool.submit(1)
     assert len(pool.busy()) == 1
-
-
-def test_one_worker_is_allowed_however_little_memory_there_is() -> None:
-    pool = FakePool(8)
-    pool.scheduler.memory_cap = 0
-    assert pool.scheduler.worker_limit == 1
 
 
 def test_idle_worker_leaves_after_its_timeout_the_longest_idle_first() -> None:

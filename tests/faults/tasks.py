@@ -182,6 +182,29 @@ def allocate(nbytes: int) -> int:
     return os.getpid()
 
 
+def hold(nbytes: int, path: str = "") -> int:
+    """Take memory step by step, have it for a moment, and note beginning (1) and end (-1) of that."""
+    if path:
+        note(path, 1)
+    steps = []
+    for _ in range(nbytes >> 20):
+        steps.append(bytearray(1 << 20))
+        steps[-1][::4096] = b"x" * 256
+    time.sleep(0.05)  # as a task does that computes with it
+    if path:
+        note(path, -1)
+    return nbytes
+
+
+def kill_like_the_kernel(path: str, times: int) -> int:
+    """Be killed, and count that where the kernel's kills are counted, until there are so many; then return that."""
+    if os.path.getsize(path) < times:
+        with open(path, "a") as file:
+            file.write("x")
+        os.kill(os.getpid(), signal.SIGKILL)
+    return times
+
+
 def large(n: int) -> np.ndarray:
     return np.arange(n, dtype=np.float64)
 

@@ -15,8 +15,8 @@ import pytest
 from amorsize_executor import AmorsizeExecutor
 from amorsize_executor.workers import blocks
 
-from ..executor.tools import LIMIT_S, Signal, run_script
-from .tasks import allocate, count_notes, large, leave_no_room, noted, pid, square, tell_and_wait, total
+from ..executor.tools import LIMIT_S, run_script
+from .tasks import count_notes, large, leave_no_room, noted, pid, square, total
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -178,22 +178,3 @@ def test_a_full_disk_under_temporary_files_costs_the_large_tasks_alone(tmp_path:
         """,
     )
     assert out.splitlines() == ["[10.0, 10000.0, 28, 20.0]", "[10, 10000, 28, 20]", "[]"]
-
-
-# ---------------------------------------------------------------------- memory
-
-
-def test_memory_limit_caps_the_workers_by_their_measured_peaks(make_signal: Callable[[], Signal]) -> None:
-    limit = 600 << 20
-    started, go = make_signal(), make_signal()
-    with AmorsizeExecutor(4, memory_limit=limit, inline="never") as executor:
-        assert executor.submit(allocate, 400 << 20).result(LIMIT_S)
-        # The peak came with the result or right behind it, on the channel that these go through.
-        executor.submit(pid).result(LIMIT_S)
-        futures = [executor.submit(tell_and_wait, started, go) for _ in range(6)]
-        started.take()
-        go.give(6)
-        assert [future.result(LIMIT_S) for future in futures] == [None] * 6
-        pids = {executor.submit(pid).result(LIMIT_S) for _ in range(10)}
-        pids |= set(executor.map(allocate, [1 << 20] * 20))
-        assert len(pids) == 1
