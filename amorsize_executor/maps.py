@@ -64,6 +64,8 @@ class Engine(Protocol):
     counters: Counters
     #: Whether the I/O thread looks after held maps without being woken.
     is_watching: bool
+    #: Seconds that a byte of a large item takes on its way to a worker, before that was measured.
+    carry_s_a_byte: float
 
     def register(self, fn: Callable[..., Any]) -> Function:
         """A function's entry, with what is known about it recalled."""
@@ -308,7 +310,7 @@ class Maps:
         """What is known about a map's function, and about its items while none was sent."""
         cost = self._engine.cost_model.lookup(job.function.key, in_map=in_map)
         if cost is not None and not cost.nbytes and job.item_nbytes:
-            cost = cost._replace(carry_s=max(cost.carry_s, job.item_nbytes * planner.CARRY_S_A_BYTE))
+            cost = cost._replace(carry_s=max(cost.carry_s, job.item_nbytes * self._engine.carry_s_a_byte))
         return cost
 
     def _plan(self, job: MapJob) -> Plan:
@@ -355,6 +357,20 @@ class Maps:
                 self._engine.scheduler.pull_ahead(job.job_id, giants)
             actions = self._engine.scheduler.release_map(job.job_id, n_workers, time.perf_counter())
         self._engine.execute(actions)
+
+    def widen(self, before: int, n_workers: int) -> None:
+        """The pool may have more workers than before: maps that have all of them get those, too."""
+        with self._engine.lock:
+            jobs = [job for job in self.jobs.values() if job.is_released and job.n_workers is None]
+        for job in jobs:
+            plan = job.plan
+            if plan is None or not before <= plan.n_workers < n_workers:
+                continue
+            with self._engine.lock:
+                job.plan = plan._replace(n_workers=n_workers, constraint=f"there is room for {n_workers} workers now")
+                if self._last is plan:
+                    self._last = job.plan
+            self.release(job, n_workers)
 
     def foresee(self, fn: Callable[..., Any], items: list[Any], chunksize: int | None, constraint: str) -> Plan:
         """The plan that a map would have; of an unknown function, a sample is run where the map would begin."""
