@@ -86,8 +86,9 @@ def read_reports(paths: dict[int, str]) -> dict[int, bytes]:
 class _Agent:
     """A worker as its host sees it; owned by the event loop."""
 
-    def __init__(self, worker_id: int, sock: socket.socket) -> None:
+    def __init__(self, worker_id: int, sock: socket.socket, path: str) -> None:
         self.worker_id = worker_id
+        self.path = path
         self.channel = Channel(sock)
         self.reader = FrameReader()
         self.claims: list[claims.ClaimFile] = []
@@ -99,6 +100,8 @@ class _Agent:
         for claim_file in self.claims:
             claim_file.close()
         self.claims.clear()
+        with contextlib.suppress(OSError):  # gone already
+            os.unlink(self.path)
 
 
 class Host:
@@ -311,7 +314,7 @@ class Host:
         ours, theirs = socket.socketpair()
         path = report_path(self._folder, self._token, worker_id)
         try:
-            agent = _Agent(worker_id, ours)
+            agent = _Agent(worker_id, ours, path)
             frames: list[Frame] = []
             for _ in range(SLOTS):
                 agent.claims.append(claims.create())

@@ -314,7 +314,7 @@ class DaskPool:
     ) -> None:
         """A worker is gone with its Dask worker."""
         running = None
-        if report is not None and len(report) == StatusBlock.NBYTES:
+        if report is not None and len(report) == StatusBlock.NBYTES and not link.is_leaving:
             running = _read_report(worker_id, report, on_message)
         self._remove(worker_id)
         is_guess = report is None and not link.is_leaving
@@ -473,9 +473,9 @@ class DaskPool:
         try:
             while True:
                 messages = await link.actor.poll()
-                if (0, (host.LEAVING,), None) in messages[:1]:
-                    link.is_leaving = True
-                    del messages[0]
+                for worker_id, content, _ in messages:
+                    if not worker_id and content[0] == host.LEAVING:
+                        link.is_leaving = True
                 if messages:
                     self._inbox.put(("messages", messages))
         except Exception as error:
@@ -491,8 +491,9 @@ class DaskPool:
         self._drop_commands(link)
         await self._release_actor(link)
         reports: dict[int, bytes] = {}
-        if link.workers and not link.is_leaving:
-            with contextlib.suppress(Exception):  # then there is none
+        if link.workers:
+            with contextlib.suppress(Exception):  # then it counts as a crash, and there are no reports
+                link.is_leaving = link.is_leaving or await asyncio.wait_for(self._has_retired(link), _REPORT_S)
                 reports = await asyncio.wait_for(self._find_reports(link), _REPORT_S)
         fault = f"the Dask worker {link.address} was lost: {reason}"
         self._inbox.put(("lost", link, tuple(link.workers), reports, fault))
@@ -512,6 +513,16 @@ class DaskPool:
             for part in command:
                 if isinstance(part, Frame):
                     part.close()
+
+    async def _has_retired(self, link: _Link) -> bool:
+        """Whether a Dask worker that is gone was told to go."""
+        events = await self._client.get_events(link.address) or ()
+        told = False
+        for _, event in events:
+            if event["action"] == "add-worker":
+                told = False  # that was another one at the same address
+            told = told or str(event.get("status")).startswith("closing") or bool(event.get("expected"))
+        return told
 
     async def _find_reports(self, link: _Link) -> dict[int, bytes]:
         """What the workers of a lost Dask worker had marked, if its machine is there."""
