@@ -327,7 +327,7 @@ class Host:
             ours.close()
             theirs.close()
             raise
-        worker = Worker(theirs, self._objects)
+        worker = Worker(theirs, None, self._objects)
         try:
             for frame in frames:
                 agent.channel.post(frame)
