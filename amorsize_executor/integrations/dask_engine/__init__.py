@@ -35,7 +35,7 @@ def engine_of(client: Any) -> DaskEngine:
         import distributed  # noqa: F401
     except ImportError as error:
         raise ImportError(
-            "engine= runs tasks on a Dask cluster and needs distributed: pip install 'amorsize_executor[dask]'"
+            "engine= runs tasks on a Dask cluster; distributed is not installed: pip install 'amorsize_executor[dask]'"
         ) from error
     from .engine import DaskEngine
 
