@@ -129,8 +129,9 @@ class AmorsizeExecutor(Executor):
         Default for `map`: True shows a bar, a callable is called with (done, total).
     engine
         Where workers run. None: processes of this machine. A `distributed.Client`: in threads of a Dask cluster, which
-        stays open; then `max_workers` None follows the number of its threads, `idle_timeout` is 1 s unless it is given,
-        and `mp_context`, `max_tasks_per_child`, `memory_limit` and `threads_per_worker` are the cluster's to decide.
+        stays open; then `max_workers` None follows the number of its threads, `idle_timeout` is 0.25 s unless it is
+        given, and `mp_context`, `max_tasks_per_child`, `memory_limit` and `threads_per_worker` are the cluster's to
+        decide.
 
     Raises
     ------

@@ -48,7 +48,7 @@ class DaskEngine:
         If it is asynchronous, or closed.
     """
 
-    idle_timeout_s = 1.0
+    idle_timeout_s = 0.25
 
     def __init__(self, client: Client) -> None:
         if not isinstance(client, Client):
