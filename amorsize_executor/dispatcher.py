@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from . import lifecycle
 from .counters import Counters
+from .decisions import planner
 from .decisions.actions import (
     Action,
     BreakPool,
@@ -74,7 +75,8 @@ from .workers import protocol, serialize
 from .workers.channel import LOST, make_frame
 from .workers.functions import FunctionTable
 from .workers.ledger import BlockLedger
-from .workers.pool import Ended, Message, WorkerPool
+from .workers.pool import WorkerPool
+from .workers.pools import Ended, Message, Pool
 from .workers.warm import IDLE_S
 
 if TYPE_CHECKING:
@@ -82,6 +84,7 @@ if TYPE_CHECKING:
 
     from .learned import LearnedCosts
     from .workers.functions import Function
+    from .workers.pools import Engine
 
 #: While maps are computed by their callers, the I/O thread looks after them this often, in seconds ...
 _WATCH_S = 5e-3
@@ -118,6 +121,9 @@ class Settings(NamedTuple):
     env: dict[str, str]
     cost_model: CostModel
     learned: LearnedCosts | None = None
+    engine: Engine | None = None
+    #: Whether `max_workers` is what the engine has room for, which may change.
+    follows_engine: bool = False
 
 
 class Front(Protocol):
@@ -175,8 +181,8 @@ class Dispatcher:
         self._broken: BaseException | None = None
         self.is_shut_down: bool = False
         self._thread: threading.Thread | None = None
-        self.pool: WorkerPool | None = None
-        self._runs: WorkerPool | None = None  # set by the I/O thread, under the lock, when it begins
+        self.pool: Pool | None = None
+        self._runs: Pool | None = None  # set by the I/O thread, under the lock, when it begins
         self._to_do: deque[Action] = deque()  # for the I/O thread
         self._starting = threading.Lock()  # held while the I/O thread is started
         self.is_watching = False
@@ -199,6 +205,11 @@ class Dispatcher:
         self._end_signal = signal.SIGKILL  # for workers that end before their work is done
         self.is_foreign = False  # in the child of a fork: belongs to the parent
         self.n_cpus = settings.n_cpus
+        self.samples_in_workers = settings.engine is not None
+        self.carry_s_a_byte = planner.CARRY_S_A_BYTE
+        if settings.engine is not None:
+            self.carry_s_a_byte = max(settings.engine.carry_s_a_byte, self.carry_s_a_byte)
+            self.scheduler.resource_budget_nbytes = settings.engine.resource_nbytes
 
     # ------------------------------------------------------------------ submit
 
@@ -441,7 +452,8 @@ class Dispatcher:
             while True:
                 for action in left:
                     if type(action) is SendChunk:
-                        wake = wake or self._memory.is_asleep  # what workers use is to be looked at from now on
+                        # What workers use is to be looked at from now on.
+                        wake = wake or (self._memory.is_asleep and self.settings.engine is None)
                         more += self._send(action.worker_id, action.chunk)
                         # Should its first task block, it is time for another worker: time is the I/O thread's.
                         wake = wake or (action.chunk.slot is not None and self.scheduler.may_start)
@@ -519,7 +531,9 @@ class Dispatcher:
         with self.lock:  # as long as the chunk is the worker's, its claims are this chunk's
             if self.scheduler.chunk(worker_id, chunk.chunk_id) is not chunk or chunk.slot is None:
                 return []
-            n_items = pool.take_back(worker_id, chunk.slot)
+            n_items = pool.take_back(worker_id, chunk.slot, chunk.chunk_id)
+            if n_items is None:  # the answer is on its way
+                return []
             return self.scheduler.taken_back(worker_id, chunk.chunk_id, n_items, time.perf_counter())
 
     def _send(self, worker_id: int, chunk: Chunk, *, is_resent: bool = False) -> list[Action]:
@@ -563,6 +577,9 @@ class Dispatcher:
             job = self.maps.jobs.get(chunk.job_id)
             if job is not None:
                 spent = time.thread_time() - begun
+                if self.settings.engine is not None:
+                    nbytes = len(items) * (parcel.item_nbytes or 0.0) or len(parcel.frame.data)
+                    spent += nbytes * self.settings.engine.carry_s_a_byte
                 self.cost_model.observe_carriage(job.function.key, len(items), spent, len(parcel.frame.data))
         return []
 
@@ -639,7 +656,7 @@ class Dispatcher:
             return
         init_entry: serialize.Entry | None = None
         init_fd: int | None = None
-        if self.settings.initializer is not None:
+        if self.settings.initializer is not None and self.settings.engine is None:
             init = (self.settings.initializer, self.settings.initargs)
             name = serialize.name_of(self.settings.initializer)
             init_entry, init_fd = encode_one(init, lambda: f"the initializer {name} or one of its arguments")
@@ -647,11 +664,7 @@ class Dispatcher:
             with self._starting:
                 if self._thread is not None:
                     return
-                pool = WorkerPool(self.settings.context, self.settings.env)
-                pool.init_message = lambda: make_frame(
-                    (protocol.INIT, init_entry), None if self._init_fd is None else os.dup(self._init_fd)
-                )
-                pool.greeting = lambda worker_id: self._logs.greet(worker_id, pool)
+                pool = self._make_pool(init_entry)
                 is_started = False
                 try:
                     self.pool, self._init_fd = pool, init_fd
@@ -673,7 +686,26 @@ class Dispatcher:
             if init_fd is not None:
                 os.close(init_fd)
 
-    def _run(self, pool: WorkerPool) -> None:
+    def _make_pool(self, init_entry: serialize.Entry | None) -> Pool:
+        settings = self.settings
+        if settings.engine is not None:
+            return settings.engine.make_pool(settings.initializer, settings.initargs, self._fit_engine)
+        pool = WorkerPool(settings.context, settings.env)
+        pool.init_message = lambda: make_frame(
+            (protocol.INIT, init_entry), None if self._init_fd is None else os.dup(self._init_fd)
+        )
+        pool.greeting = lambda worker_id: self._logs.greet(worker_id, pool)
+        return pool
+
+    def _fit_engine(self, n_workers: int) -> None:
+        """The engine has room for so many workers now; the I/O thread's."""
+        self.n_cpus = max(n_workers, 1)
+        if self.settings.follows_engine:
+            before = self.scheduler.max_workers
+            self.resize(self.n_cpus)
+            self.maps.widen(before, self.n_cpus)
+
+    def _run(self, pool: Pool) -> None:
         """Body of the I/O thread."""
         with self.lock:
             if self.pool is not pool:
@@ -862,6 +894,10 @@ class Dispatcher:
                 with self.lock:
                     actions = self.scheduler.chunk_cut(worker_id, content[1], time.perf_counter())
                 self.execute(actions)
+            elif code == protocol.TAKEN:
+                with self.lock:
+                    actions = self.scheduler.taken_back(worker_id, content[1], content[2], time.perf_counter())
+                self.execute(actions)
             elif code == protocol.BLOCKS_DONE:
                 self.ledger.done(worker_id, content[1], content[2])
                 if self._trim_at is None:
@@ -975,7 +1011,8 @@ class Dispatcher:
         self._logs.gone(event.worker_id)
         is_oom = not event.is_killed and self._memory.is_oom(event.exitcode)
         with self.lock:
-            actions = self.scheduler.worker_died(event.worker_id, event.running, time.perf_counter(), is_oom=is_oom)
+            running = self.scheduler.oldest_item(event.worker_id) if event.is_guess else event.running
+            actions = self.scheduler.worker_died(event.worker_id, running, time.perf_counter(), is_oom=is_oom)
         self.execute(actions)
         self._do_failures(event)
         self.residency.look_at_warm_ups()
@@ -1127,6 +1164,8 @@ class Dispatcher:
 
     def _next_memory_look(self) -> float | None:
         """When to look at memory; None: when some worker has work again. Under the lock."""
+        if self.settings.engine is not None:
+            return None
         if self.scheduler.n_busy:
             self._memory.is_asleep = False
         elif self._memory.is_asleep:
@@ -1137,6 +1176,8 @@ class Dispatcher:
         """Tell the scheduler what there is, and what workers use."""
         pool = self.pool
         assert pool is not None
+        if self.settings.engine is not None:
+            return
         begun = self._memory.looked_at = time.perf_counter()
         uses = self._memory.samples(pool.pids(), in_detail=self.scheduler.memory.is_tight)
         try:

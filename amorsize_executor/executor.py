@@ -23,11 +23,13 @@ if TYPE_CHECKING:
     from multiprocessing.context import BaseContext
     from types import TracebackType
 
+    from distributed import Client
     from typing_extensions import ParamSpec
 
     from .batching import Batcher
     from .decisions.plan import Plan
     from .decisions.planner import PoolState
+    from .integrations.dask_engine.engine import DaskEngine
     from .integrations.progress import Progress
     from .learned import LearnedCosts
     from .options import TaskOptions
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
     P = ParamSpec("P")
 T = TypeVar("T")
 
+#: An idle worker leaves after this, in seconds; the very object tells that the caller has said nothing else.
+_IDLE_TIMEOUT_S = 60.0
 #: Results that come in larger batches than this are small, and handed out as fast as a list.
 _LARGE_BATCH = 64
 #: Items that are made while they are read are handed on this often, in seconds, and the first ones when there are as
@@ -124,11 +128,18 @@ class AmorsizeExecutor(Executor):
         which it is kept for later processes; safe with many of them at once.
     progress
         Default for `map`: True shows a bar, a callable is called with (done, total).
+    engine
+        Where workers run. None: processes of this machine. A `distributed.Client`: in threads of a Dask cluster, which
+        stays open; then `max_workers` None follows the number of its threads, `idle_timeout` is 0.25 s unless it is
+        given, and `mp_context`, `max_tasks_per_child`, `memory_limit` and `threads_per_worker` are the cluster's to
+        decide.
 
     Raises
     ------
     TypeError, ValueError
         For a parameter of the wrong type or out of range.
+    ImportError
+        For an engine whose library is not installed.
 
     Examples
     --------
@@ -149,15 +160,26 @@ class AmorsizeExecutor(Executor):
         *,
         max_tasks_per_child: int | None = None,
         min_workers: int = 0,
-        idle_timeout: float | None = 60.0,
+        idle_timeout: float | None = _IDLE_TIMEOUT_S,
         memory_limit: int | float | None = None,
         inline: Literal["auto", "never", "always"] = "auto",
         retries: int = 0,
         threads_per_worker: int | None = None,
         cost_model: CostModel | str | os.PathLike[str] | None = None,
         progress: bool | Callable[[int, int], object] = False,
+        engine: Client | None = None,
     ) -> None:
+        place: DaskEngine | None = None
         n_cpus = machine.cpu_share()
+        follows_engine = engine is not None and max_workers is None
+        if engine is not None:
+            _check_engine_options(mp_context, max_tasks_per_child, memory_limit, threads_per_worker, cost_model)
+            from .integrations.dask_engine import engine_of
+
+            place = engine_of(engine)
+            n_cpus = max(place.n_threads, 1)
+            cost_model = place.make_cost_model() if cost_model is None else cost_model
+            idle_timeout = place.idle_timeout_s if idle_timeout is _IDLE_TIMEOUT_S else idle_timeout
         if max_workers is None:
             max_workers = n_cpus
         _check_int("max_workers", max_workers, 1)
@@ -217,6 +239,8 @@ class AmorsizeExecutor(Executor):
             n_cpus=n_cpus,
             cost_model=cost_model,
             learned=learned,
+            engine=place,
+            follows_engine=follows_engine,
         )
         self._attach(_make_dispatcher(self._settings))
 
@@ -813,6 +837,11 @@ class AmorsizeExecutor(Executor):
         from .views import ExecutorView
 
         _check_number("timeout", timeout, 0)
+        if timeout is not None and self._settings.engine is not None:
+            raise ValueError(
+                f"timeout must be None with an engine, got {timeout!r}: a task in a thread of a cluster cannot be "
+                "ended; wait with future.result(timeout) or map(timeout=)"
+            )
         if retries is not None:
             _check_int("retries", retries, 0)
         _check_int("priority", priority)
@@ -1202,6 +1231,30 @@ def _check_number(name: str, value: object, least: float = -math.inf) -> None:
 def _check_progress(progress: object) -> None:
     if not isinstance(progress, bool) and not callable(progress):
         raise TypeError(f"progress must be a bool or a callable, got {progress!r}")
+
+
+def _check_engine_options(
+    mp_context: object,
+    max_tasks_per_child: object,
+    memory_limit: object,
+    threads_per_worker: object,
+    cost_model: object,
+) -> None:
+    """Refuse what only processes of this machine can do."""
+    given = {
+        "mp_context": mp_context,
+        "max_tasks_per_child": max_tasks_per_child,
+        "memory_limit": memory_limit,
+        "threads_per_worker": threads_per_worker,
+    }
+    for name, value in given.items():
+        if value is not None:
+            raise ValueError(f"{name} must be None with an engine, got {value!r}: say it to the cluster's own workers")
+    if isinstance(cost_model, (str, os.PathLike)):
+        raise ValueError(
+            f"cost_model must be a CostModel or None with an engine, got {cost_model!r}: a file keeps what workers of "
+            "this machine cost, which are others"
+        )
 
 
 def _method(context: object) -> str | None:

@@ -13,7 +13,7 @@ from .workers import serialize
 from .workers.process import add_note
 
 if TYPE_CHECKING:
-    from .workers.pool import Ended
+    from .workers.pools import Ended
 
 
 def worker_died(event: Ended) -> BaseException:

@@ -24,7 +24,7 @@ from .workers.channel import Frame, make_frame
 from .workers.logs import Wanted, known_loggers
 
 if TYPE_CHECKING:
-    from .workers.pool import WorkerPool
+    from .workers.pools import Pool
 
 #: Records that wait to be handled, at most, and their size in bytes.
 _MOST_RECORDS = 10_000
@@ -76,7 +76,7 @@ class WorkerLogs:
 
     # ------------------------------------------------------------------ what workers are told
 
-    def look(self, pool: WorkerPool) -> None:
+    def look(self, pool: Pool) -> None:
         """See what is wanted now, and tell workers if it is something else; any thread."""
         begun = time.perf_counter()
         now_wanted = wanted()
@@ -90,14 +90,14 @@ class WorkerLogs:
         for worker_id in pool.pids():
             pool.post(worker_id, self._frame(pool))
 
-    def greet(self, worker_id: int, pool: WorkerPool) -> Frame:
+    def greet(self, worker_id: int, pool: Pool) -> Frame:
         """What a worker is told when it starts; the I/O thread's."""
         self.look(pool)
         with self._changed:
             self._told[worker_id] = self._version
         return self._frame(pool)
 
-    def ready(self, worker_id: int, pool: WorkerPool) -> None:
+    def ready(self, worker_id: int, pool: Pool) -> None:
         """A worker has become ready: tell it what has changed while it could not be told."""
         with self._changed:
             is_old = self._told.pop(worker_id, self._version) != self._version
@@ -109,7 +109,7 @@ class WorkerLogs:
         with self._changed:
             self._told.pop(worker_id, None)
 
-    def _frame(self, pool: WorkerPool) -> Frame:
+    def _frame(self, pool: Pool) -> Frame:
         return make_frame((protocol.LOGGING, self._wanted, pool.is_forking))
 
     # ------------------------------------------------------------------ what they send

@@ -47,6 +47,7 @@ _LONG_BATCH_S = 2 * planner.INLINE_BATCH_S
 _ABSENT_S = 0.03
 #: Why items do not run in the caller.
 _NEEDS_RESOURCE = "workers have the resource that it needs"
+_SAMPLED_THERE = "nothing was known about it, and workers find out"
 #: Sizes of more items than this are not looked at to find giants: it would take longer than it gains.
 _MOST_SIZES = 100_000
 
@@ -64,6 +65,11 @@ class Engine(Protocol):
     counters: Counters
     #: Whether the I/O thread looks after held maps without being woken.
     is_watching: bool
+    #: Seconds that a byte of a large item takes on its way to a worker, before that was measured.
+    carry_s_a_byte: float
+    #: Whether a function that nothing is known about begins in workers even where its caller could run it: they are
+    #: quick to start, but not beside a caller that computes.
+    samples_in_workers: bool
 
     def register(self, fn: Callable[..., Any]) -> Function:
         """A function's entry, with what is known about it recalled."""
@@ -307,8 +313,12 @@ class Maps:
     def _cost(self, job: MapJob, *, in_map: bool) -> FunctionCost | None:
         """What is known about a map's function, and about its items while none was sent."""
         cost = self._engine.cost_model.lookup(job.function.key, in_map=in_map)
-        if cost is not None and not cost.nbytes and job.item_nbytes:
-            cost = cost._replace(carry_s=max(cost.carry_s, job.item_nbytes * planner.CARRY_S_A_BYTE))
+        return self._with_carriage(cost, job.item_nbytes)
+
+    def _with_carriage(self, cost: FunctionCost | None, item_nbytes: float) -> FunctionCost | None:
+        """The same with what it takes to carry items of this size, while none was sent."""
+        if cost is not None and not cost.nbytes and item_nbytes:
+            cost = cost._replace(carry_s=max(cost.carry_s, item_nbytes * self._engine.carry_s_a_byte))
         return cost
 
     def _plan(self, job: MapJob) -> Plan:
@@ -320,14 +330,15 @@ class Maps:
         expected = waiting if job.plan is not None else job.n_items
         if job.source is not None:  # nobody knows how many will come: as many as have come is the best guess
             expected += job.n_out
+        is_sampled_there = cost is None and self._engine.samples_in_workers and not job.n_inline
         plan = planner.plan_map(
             job.function.name,
             expected,
             cost,
             pool,
-            inline=job.may_inline,
+            inline=job.may_inline and not is_sampled_there,
             chunksize=job.chunksize,
-            constraint=job.constraint,
+            constraint=job.constraint or (_SAMPLED_THERE if is_sampled_there else ""),
         )
         if job.plan is not None and waiting < job.n_items and plan.item_s is not None:
             # The plan of the rest tells the whole: what is done already was done at the price now known.
@@ -356,6 +367,20 @@ class Maps:
             actions = self._engine.scheduler.release_map(job.job_id, n_workers, time.perf_counter())
         self._engine.execute(actions)
 
+    def widen(self, before: int, n_workers: int) -> None:
+        """The pool may have more workers than before: maps that have all of them get those, too."""
+        with self._engine.lock:
+            jobs = [job for job in self.jobs.values() if job.is_released and job.n_workers is None]
+        for job in jobs:
+            plan = job.plan
+            if plan is None or not before <= plan.n_workers < n_workers:
+                continue
+            with self._engine.lock:
+                job.plan = plan._replace(n_workers=n_workers, constraint=f"there is room for {n_workers} workers now")
+                if self._last is plan:
+                    self._last = job.plan
+            self.release(job, n_workers)
+
     def foresee(self, fn: Callable[..., Any], items: list[Any], chunksize: int | None, constraint: str) -> Plan:
         """The plan that a map would have; of an unknown function, a sample is run where the map would begin."""
         function = self._engine.register(fn)
@@ -367,7 +392,7 @@ class Maps:
             begun = time.perf_counter()
             n = 0
             while n < len(items) and not planner.is_sampled(n, time.perf_counter() - begun):
-                if constraint:
+                if constraint or self._engine.samples_in_workers:
                     self._engine.run_in_worker(fn, items[n])
                 else:
                     self._sample(function, items[n], n)
@@ -377,7 +402,7 @@ class Maps:
         return planner.plan_map(
             function.name,
             len(items),
-            cost_model.lookup(function.key),
+            self._with_carriage(cost_model.lookup(function.key), own_nbytes(items, False) if items else 0),
             pool,
             inline=not constraint,
             chunksize=chunksize,

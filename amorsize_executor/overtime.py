@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from .workers import trees
 
 if TYPE_CHECKING:
-    from .workers.pool import WorkerPool
+    from .workers.pools import Pool
 
 
 class Overtime:
@@ -29,14 +29,14 @@ class Overtime:
         """Whether `go_on` is to be called soon."""
         return bool(self._stopped)
 
-    def end(self, pool: WorkerPool, worker_id: int, chunk_id: int, offset: int) -> None:
+    def end(self, pool: Pool, worker_id: int, chunk_id: int, offset: int) -> None:
         """End a worker if it runs this item; what `go_on` has to do for that."""
         if worker_id not in self._stopped:
             self._stopped[worker_id] = (chunk_id, offset)
             pool.kill(worker_id, signal.SIGSTOP)
             self.go_on(pool)
 
-    def go_on(self, pool: WorkerPool) -> None:
+    def go_on(self, pool: Pool) -> None:
         """Look at the workers that have come to a stop by now."""
         for worker_id, (chunk_id, offset) in list(self._stopped.items()):
             pid = pool.pid(worker_id)

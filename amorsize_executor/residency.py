@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .decisions.actions import Action
     from .decisions.scheduler import Scheduler
     from .workers.ledger import BlockLedger
-    from .workers.pool import WorkerPool
+    from .workers.pools import Pool
     from .workers.resources import Resource
 
 
@@ -36,7 +36,7 @@ class Engine(Protocol):
     lock: threading.Lock
     scheduler: Scheduler
     ledger: BlockLedger
-    pool: WorkerPool | None
+    pool: Pool | None
     is_shut_down: bool
 
     def check_open(self) -> None:

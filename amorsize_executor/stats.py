@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .decisions.scheduler import Scheduler
     from .residency import Residency
     from .workers.ledger import BlockLedger
-    from .workers.pool import WorkerPool
+    from .workers.pools import Pool
 
 
 @dataclass(frozen=True)
@@ -282,7 +282,7 @@ class Engine(Protocol):
     scheduler: Scheduler
     residency: Residency
     ledger: BlockLedger
-    pool: WorkerPool | None
+    pool: Pool | None
     counters: Counters
     #: Largest resident memory of workers, in bytes; the I/O thread's, read in single look-ups.
     peak_nbytes: dict[int, int]

@@ -37,8 +37,8 @@ _KEPT_MAPS = 0.5
 _ONE_LEVEL = 0.9
 #: ... and if its items took at least this long in all, in seconds.
 _LEAST_MAP_S = 1e-3
-#: Bounds of the measured overhead of a chunk, in seconds.
-_OVERHEADS_S = (20e-6, 2e-3)
+#: Bounds of the measured overhead of a chunk, over what is expected before it is measured.
+_OVERHEADS_RANGE = (0.25, 25.0)
 #: Names of exported times of an item by how many ran at once.
 _LEVEL = "item_s_at_once_"
 #: Functions remembered; the least recently used goes first. About 300 bytes each.
@@ -115,6 +115,9 @@ class CostModel:
     ----------
     max_functions
         How many functions are remembered; the least recently used is forgotten first.
+    worker_start_s, chunk_overhead_s
+        What the start of a worker, and a chunk beyond its items, take in seconds until they are measured. None: as on
+        this machine.
 
     Notes
     -----
@@ -148,16 +151,24 @@ class CostModel:
     #: What a chunk costs beyond its items (two messages, two wake-ups), in seconds, before it was measured.
     CHUNK_OVERHEAD_S = 80e-6
 
-    def __init__(self, *, max_functions: int = _MAX_FUNCTIONS) -> None:
+    def __init__(
+        self,
+        *,
+        max_functions: int = _MAX_FUNCTIONS,
+        worker_start_s: float | None = None,
+        chunk_overhead_s: float | None = None,
+    ) -> None:
         if max_functions < 1:
             raise ValueError(f"max_functions must be at least 1, got {max_functions!r}")
         self._max_functions = max_functions
         # Guards every attribute below; held for arithmetic only.
         self._lock = threading.Lock()
         self._functions: OrderedDict[Hashable, _Function] = OrderedDict()
-        self._worker_start_s = self.PRIOR_WORKER_START_S
+        self._worker_start_s = self.PRIOR_WORKER_START_S if worker_start_s is None else worker_start_s
         self._starts_measured = 0
-        self._chunk_overhead_s = self.CHUNK_OVERHEAD_S
+        self._chunk_overhead_s = self.CHUNK_OVERHEAD_S if chunk_overhead_s is None else chunk_overhead_s
+        least, most = _OVERHEADS_RANGE
+        self._overheads_s = self._chunk_overhead_s * least, self._chunk_overhead_s * most
 
     def renew_lock(self) -> None:
         """In the child of a fork, before any other call: a thread that the child has not may have held the lock."""
@@ -318,7 +329,8 @@ class CostModel:
     def observe_overhead(self, elapsed_s: float) -> None:
         """Take in what a chunk took beyond its items, from its sending until its last result came."""
         with self._lock:
-            x = min(max(elapsed_s, _OVERHEADS_S[0]), _OVERHEADS_S[1], _CLIP * self._chunk_overhead_s)
+            least_s, most_s = self._overheads_s
+            x = min(max(elapsed_s, least_s), most_s, _CLIP * self._chunk_overhead_s)
             self._chunk_overhead_s += 0.05 * (x - self._chunk_overhead_s)
 
     def observe_carriage(self, key: Hashable, n_items: int, cpu_s: float, nbytes: int) -> None:
@@ -399,7 +411,8 @@ class CostModel:
         with self._lock:
             if isinstance(start_s, (int, float)) and 0 < start_s < math.inf and not self._starts_measured:
                 self._worker_start_s = float(start_s)
-            if isinstance(overhead_s, (int, float)) and _OVERHEADS_S[0] <= overhead_s <= _OVERHEADS_S[1]:
+            least_s, most_s = self._overheads_s
+            if isinstance(overhead_s, (int, float)) and least_s <= overhead_s <= most_s:
                 self._chunk_overhead_s = float(overhead_s)
 
     def _entry(self, key: Hashable) -> _Function:

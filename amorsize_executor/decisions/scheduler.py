@@ -269,6 +269,12 @@ class Scheduler:
         worker = self._workers.get(worker_id)
         return worker.chunks.get(chunk_id) if worker is not None else None
 
+    def oldest_item(self, worker_id: int) -> tuple[int, int, int] | None:
+        """The item that a worker runs if it runs any: (chunk id, offset, 1)."""
+        worker = self._workers.get(worker_id)
+        chunks = worker.chunks.values() if worker is not None else ()
+        return next(((chunk.chunk_id, chunk.n_done, 1) for chunk in chunks if chunk.n_left), None)
+
     # ------------------------------------------------------------------ work arrives
 
     def submit(

@@ -37,13 +37,20 @@ _RECV_FLAGS = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
 
 
 class Frame:
-    """Bytes to send and the descriptors that go with them; owns the descriptors until they are sent."""
+    """Bytes to send and the descriptors that go with them; owns the descriptors until they are sent.
 
-    __slots__ = ("data", "fds")
+    Attributes
+    ----------
+    about
+        The message's code and first argument, for pools that do more with some messages than to send them.
+    """
 
-    def __init__(self, data: bytes, fds: tuple[int, ...]) -> None:
+    __slots__ = ("about", "data", "fds")
+
+    def __init__(self, data: bytes, fds: tuple[int, ...], about: tuple[Any, ...]) -> None:
         self.data = data
         self.fds = fds
+        self.about = about
 
     def close(self) -> None:
         """Close descriptors that were not sent."""
@@ -67,7 +74,7 @@ def make_frame(message: tuple[Any, ...], block_fd: int | None = None, *, head: i
     try:
         body = pickle.dumps(message, 5)
         if len(body) <= FRAME_NBYTES:
-            return Frame(HEADER.pack(len(body), len(fds), 0) + body, fds)
+            return Frame(HEADER.pack(len(body), len(fds), 0) + body, fds, message[:2])
         spill = blocks.create()
         fds = (*fds, spill)
         blocks.write_all(spill, body)
@@ -75,7 +82,7 @@ def make_frame(message: tuple[Any, ...], block_fd: int | None = None, *, head: i
     except BaseException:
         blocks.close_all(fds)
         raise
-    return Frame(HEADER.pack(len(stub), len(fds), 1) + stub, fds)
+    return Frame(HEADER.pack(len(stub), len(fds), 1) + stub, fds, message[:2])
 
 
 class Receiver:

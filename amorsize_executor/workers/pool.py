@@ -22,11 +22,12 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from . import blocks, claims, protocol
 from .channel import Channel, Frame, FrameReader, Receiver, make_frame
 from .claims import ClaimFile
+from .pools import Ended, Message
 from .process import worker_main
 from .protocol import StatusBlock
 from .tracking import TrackerRelay
@@ -45,26 +46,6 @@ _FAULT_NBYTES = 16 << 10
 
 #: Pools of this process, for the child of a fork to let go of.
 _pools: weakref.WeakSet[WorkerPool] = weakref.WeakSet()
-
-
-class Message(NamedTuple):
-    """A worker has sent something; `block_fd` is now the receiver's to close."""
-
-    worker_id: int
-    content: tuple[Any, ...]
-    block_fd: int | None
-
-
-class Ended(NamedTuple):
-    """A worker's process is gone (or could not be started: `error`); `is_killed`: `kill` has sent it SIGKILL."""
-
-    worker_id: int
-    pid: int | None
-    exitcode: int | None
-    running: tuple[int, int, int] | None
-    fault: str
-    error: Exception | None = None
-    is_killed: bool = False
 
 
 class _Process(Protocol):
@@ -236,7 +217,7 @@ class WorkerPool:
             if worker is not None:
                 worker.claims[slot].offer(n_items)
 
-    def take_back(self, worker_id: int, slot: int) -> int:
+    def take_back(self, worker_id: int, slot: int, chunk_id: int) -> int:
         """Claim what is left of a worker's chunk: that many of its last items will not run there. Does not block."""
         with self._lock:
             worker = self._workers.get(worker_id)

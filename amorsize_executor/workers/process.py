@@ -51,7 +51,7 @@ from .protocol import (
     WHOLE,
     StatusBlock,
 )
-from .residents import Residents
+from .residents import Objects, Residents, SharedResidents
 from .title import IDLE_S, Title
 
 #: Results wait at most this long for others of their chunk, in nanoseconds.
@@ -113,7 +113,7 @@ def worker_main(sock: socket.socket, parent_pid: int, env: dict[str, str]) -> No
     _be_killed_first()
     _watch_parent(parent_pid)
     warm.close_inherited()  # by a forked worker
-    worker = _Worker(sock, current_process().name.rpartition("-")[2])
+    worker = Worker(sock, current_process().name.rpartition("-")[2])
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=worker.become_copy)
     try:
@@ -253,8 +253,20 @@ class _Function:
         self.n_seen += n_items
 
 
-class _Worker:
-    def __init__(self, sock: socket.socket, worker_id: str) -> None:
+class Worker:
+    """Runs what comes over a socket until it is told to leave.
+
+    Parameters
+    ----------
+    sock
+        The worker's end of its channel; blocking.
+    worker_id
+        Its number, for its process's title; None if that is not its own.
+    objects
+        Given where the worker is a thread beside others: the resources of their process.
+    """
+
+    def __init__(self, sock: socket.socket, worker_id: str | None, objects: Objects | None = None) -> None:
         self._sock = sock
         self._reader = FrameReader()
         self._functions: OrderedDict[int, _Function] = OrderedDict()
@@ -264,10 +276,12 @@ class _Worker:
         self._n_claimed = 0  # items of the chunk that runs here: it will run them
         self._used = 0  # bytes of records in the status block
         self._flushed_ns = 0
+        is_thread = objects is not None
+        self._measures_memory = not is_thread  # else it is that of others, too
         self._used_nbytes = machine.memory_use().private_nbytes
         self._told_nbytes = 0  # what of that the parent knows
         self._peak_nbytes = 0
-        self._has_peak = machine.forget_peak()  # what is measured next is of what runs next
+        self._has_peak = not is_thread and machine.forget_peak()  # what is measured next is of what runs next
         self._memory_due_ns = time.perf_counter_ns() + _MEMORY_PERIOD_NS
         self._cpu_ns = 0
         self._is_copy = False  # a fork of the worker
@@ -280,9 +294,9 @@ class _Worker:
         self._n_lost = 0  # those that came while too many waited
         self._logging = LogForwarding(self._send_log)
         self._title = Title(worker_id)
-        self._residents = Residents(self._send)
-        sharing.receive_with(self._blocks)
-        resources.receive_with(self._residents)
+        self._residents = Residents(self._send) if objects is None else SharedResidents(self._send, objects)
+        sharing.receive_with(self._blocks, in_thread=is_thread)
+        resources.receive_with(self._residents, in_thread=is_thread)
 
     def become_copy(self) -> None:
         """In a child that a task forked: the channel belongs to the parent of it."""
@@ -295,9 +309,24 @@ class _Worker:
         self._residents.close_all()
         self._logging.stop()
 
+    def release(self) -> None:
+        """Of a worker that is a thread, after `close`: give up all that the end of a process would give up."""
+        sharing.receive_with(None, in_thread=True)
+        resources.receive_with(None, in_thread=True)
+        self._functions.clear()
+        self._blocks.close()
+        self._results.forget()
+        for claim_file in self._claims:
+            claim_file.close()
+        if self._status is not None:
+            self._status.close()
+        self._reader.close()
+        self._sock.close()
+
     # ------------------------------------------------------------------ messages in
 
     def serve(self) -> None:
+        """Handle messages until one says to leave, or the channel ends."""
         receiver = Receiver()
         while True:
             data, fds = self._receive(receiver)
@@ -732,6 +761,8 @@ class _Worker:
         Without a function, what was run was short.
         """
         self._memory_due_ns = time.perf_counter_ns() + _MEMORY_PERIOD_NS
+        if not self._measures_memory:
+            return
         use = machine.memory_use()
         before, self._used_nbytes = self._used_nbytes, use.private_nbytes
         top = use.peak_private_nbytes

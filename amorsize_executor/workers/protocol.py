@@ -47,6 +47,8 @@ Worker to parent::
     (LOAD_DONE, resource_id, entry or None)      the answer to LOAD; entry of (exception, traceback text)
     (LOG, entry, n_lost)                         entry of the fields of a log record; n_lost: records that were dropped
                                                  before it
+    (TAKEN, chunk_id, n_items)                   so many of the chunk's last items were taken back where the worker is;
+                                                 from pools that cannot do so at once (see `pools`)
 """
 
 from __future__ import annotations
@@ -61,7 +63,7 @@ from .channel import FRAME_NBYTES
 INIT, ATTACH, RUN, EXIT, BLOCK, FORGET_BLOCKS, RESULTS_FREED, LOAD, CLOSE_RESOURCES = 1, 2, 3, 4, 5, 6, 7, 8, 9
 LOGGING = 10
 READY, INIT_FAILED, RESULTS, OUTCOMES, NEED_FUNCTIONS, MEMORY, CUT, BLOCKS_DONE = 11, 12, 13, 14, 15, 16, 17, 18
-LOADED, LOAD_DONE, LOG = 19, 20, 21
+LOADED, LOAD_DONE, LOG, TAKEN = 19, 20, 21, 22
 
 #: Kinds of outcome of one item.
 VALUE, ERROR, SKIPPED = 0, 1, 2

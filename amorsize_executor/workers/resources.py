@@ -212,10 +212,13 @@ def _abandon(resource_id: int, users: weakref.WeakSet[Any]) -> None:
         user.abandon_resource(resource_id)
 
 
-def receive_with(residents: Residents) -> None:
-    """In a worker: where its objects are."""
+def receive_with(residents: Residents | None, *, in_thread: bool = False) -> None:
+    """In a worker: where its objects are; `in_thread`: those of this thread alone."""
     global _residents
-    _residents = residents
+    if in_thread:
+        _here.residents = residents
+    else:
+        _residents = residents
 
 
 @contextlib.contextmanager

@@ -28,6 +28,15 @@ _handles: weakref.WeakValueDictionary[int, Shared[Any]] = weakref.WeakValueDicti
 _received: Received | None = None
 
 
+class _Here(threading.local):
+    """In a thread that is a worker beside others of its process: the same."""
+
+    received: Received | None = None
+
+
+_here = _Here()
+
+
 class Received(Protocol):
     """Blocks that came from another process."""
 
@@ -200,17 +209,21 @@ def _abandon(blocks: list[warm.Block]) -> None:
         _store.abandon(block)
 
 
-def receive_with(received: Received) -> None:
-    """In a worker: where the blocks of handles are to be found."""
+def receive_with(received: Received | None, *, in_thread: bool = False) -> None:
+    """In a worker: where the blocks of handles are to be found; `in_thread`: by this thread alone."""
     global _received
-    _received = received
+    if in_thread:
+        _here.received = received
+    else:
+        _received = received
 
 
 def _resolve(block_id: int, content: _Content) -> Any:
     """The object of a handle, in a worker or in the process that made it."""
-    if _received is not None and _received.has_all((block_id,)):
+    received = _here.received or _received
+    if received is not None and received.has_all((block_id,)):
         mapped.expect_again(serialize.stored_nbytes((b"", *content[1])))
-        return _load(content, _received.lease, _received.cache)
+        return _load(content, received.lease, received.cache)
     handle = _handles.get(block_id)
     if handle is None:
         raise ValueError("a Shared object was closed, or belongs to another process")

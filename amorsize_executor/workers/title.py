@@ -29,7 +29,7 @@ class Title:
     Parameters
     ----------
     worker_id
-        Number of the worker.
+        Number of the worker; None if the title of this process is not its own, and so stays as it is.
 
     Attributes
     ----------
@@ -39,10 +39,9 @@ class Title:
         Whether it says so.
     """
 
-    def __init__(self, worker_id: str) -> None:
+    def __init__(self, worker_id: str | None) -> None:
         self.shown: object = None
-        self._worker_id = worker_id
-        self._write = _writer(worker_id)
+        self._write = None if worker_id is None else _writer(worker_id)
         self._budget = _BURST
         self._at = time.perf_counter()
         self.is_idle = True
