@@ -21,7 +21,10 @@ pytestmark = pytest.mark.skipif(not REFERENCE.exists(), reason="the documentatio
 
 
 class Entry(NamedTuple):
-    """An object of the reference, and which of its members are shown (None: all that are public)."""
+    """An object of the reference, and which of its members are shown (None: all that are public).
+
+    `obj` is None where the extra that it needs is not installed.
+    """
 
     path: str
     obj: Any
@@ -29,6 +32,8 @@ class Entry(NamedTuple):
 
     def functions(self) -> Iterator[tuple[str, Any]]:
         """The object, if it is a function, or its methods and properties that are shown."""
+        if self.obj is None:
+            return
         if not inspect.isclass(self.obj):
             yield self.path, self.obj
             return
@@ -45,7 +50,15 @@ def _entries() -> Iterator[Entry]:
             module, _, name = f"amorsize_executor.{path}".rpartition(".")
             members = re.search(r"members: \[(.*)\]", block)
             names = None if members is None else [m.strip() for m in members[1].split(",")]
-            yield Entry(path, getattr(importlib.import_module(module), name), names)
+            yield Entry(path, _load(module, name), names)
+
+
+def _load(module: str, name: str) -> Any:
+    try:
+        return getattr(importlib.import_module(module), name)
+    except ModuleNotFoundError as error:
+        assert "pip install 'amorsize_executor[" in str(error)
+        return None
 
 
 ENTRIES = list(_entries())
