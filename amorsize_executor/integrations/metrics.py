@@ -67,7 +67,15 @@ class Registration:
         self.name = name
 
     def add_batcher(self, batcher: Batcher, name: str) -> None:
-        """Tell of a micro-batching front of the executor, too: the sizes of its batches, and the calls that wait."""
+        """Tell of a micro-batching front of the executor, too: the sizes of its batches, and the calls that wait.
+
+        Parameters
+        ----------
+        batcher
+            The front. It is not kept alive.
+        name
+            Value of the label `batcher`.
+        """
         self._batchers[name] = weakref.ref(batcher)
 
     def unregister(self) -> None:
@@ -82,7 +90,7 @@ class Registration:
     ) -> None:
         self.unregister()
 
-    def take(self) -> tuple[ExecutorStats | None, dict[str, BatchCounts]]:
+    def _take(self) -> tuple[ExecutorStats | None, dict[str, BatchCounts]]:
         """Present numbers of the executor, None if there is none any more; and of its batchers."""
         executor = self._executor()
         stats = None if executor is None else executor.stats(memory=True)
@@ -173,7 +181,7 @@ class _Exporter:
             registrations = list(self._registrations.values())
         taken = []
         for registration in registrations:
-            stats, batchers = registration.take()
+            stats, batchers = registration._take()
             if stats is None:
                 self.drop(registration)
             else:
