@@ -54,10 +54,14 @@ from .protocol import (
 from .residents import Objects, Residents, SharedResidents
 from .title import IDLE_S, Title
 
-#: Results wait at most this long for others of their chunk, in nanoseconds.
-_FLUSH_NS = 2_000_000
-#: Short items run in groups of about this time, in nanoseconds: a record takes about 5 us here and 10 us in the parent.
+#: Results wait for others of their chunk: for this share of the time for which the worker has been busy, at least and at
+#: most so many nanoseconds. To receive some takes the parent 0.1 ms of the CPU time that workers could use.
+_FLUSH_SHARE = 4
+_LEAST_FLUSH_NS, _MOST_FLUSH_NS = 2_000_000, 16_000_000
+#: Short items run in groups of about this time, in nanoseconds, and later of this share of how long their results wait: a
+#: record takes about 5 us here and 30 us in the parent.
 _GROUP_NS = 1_000_000
+_GROUP_SHARE = 4
 #: Items of a map that last about this long are claimed at once, in nanoseconds: a claim takes 0.5 us, and what has not
 #: been claimed can be taken back.
 _CLAIM_NS = 50_000
@@ -225,10 +229,10 @@ class _Function:
         """Forget what calls have changed in it."""
         self.call = _unloaded
 
-    def group_size(self) -> int:
-        if self.item_ns * 2 > _GROUP_NS:
+    def group_size(self, group_ns: int) -> int:
+        if self.item_ns * 2 > group_ns:
             return 1
-        return max(min(int(_GROUP_NS / max(self.item_ns, 50.0)), _GROUP_ITEMS, _GROUP_GROWTH * self.n_seen), 1)
+        return max(min(int(group_ns / max(self.item_ns, 50.0)), _GROUP_ITEMS, _GROUP_GROWTH * self.n_seen), 1)
 
     def claim_size(self) -> int:
         return max(int(_CLAIM_NS / max(self.item_ns, 50.0)), 1)
@@ -275,7 +279,9 @@ class Worker:
         self._slot: tuple[int, int] | None = None  # of the chunk that runs, and how it is claimed
         self._n_claimed = 0  # items of the chunk that runs here: it will run them
         self._used = 0  # bytes of records in the status block
-        self._flushed_ns = 0
+        self._busy_since_ns = 0
+        self._flush_due_ns = 0
+        self._group_ns = _GROUP_NS
         is_thread = objects is not None
         self._measures_memory = not is_thread  # else it is that of others, too
         self._used_nbytes = machine.memory_use().private_nbytes
@@ -350,6 +356,12 @@ class Worker:
                 return receiver.receive(self._sock, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 continue
+        try:
+            return self._sleep(receiver)
+        finally:
+            self._busy_since_ns = time.perf_counter_ns()
+
+    def _sleep(self, receiver: Receiver) -> tuple[memoryview, list[int]]:
         if not self._results.is_empty and not select.select([self._sock], [], [], _KEEP_RESULTS_S)[0]:
             self._results.forget()
         try:
@@ -465,7 +477,7 @@ class Worker:
             known.move_to_end(fn_id)
         if isinstance(fn_ids, int) and fn_ids < 0:
             known[fn_ids].load(self._blocks, self._residents)
-        self._flushed_ns = time.perf_counter_ns()
+        self._put_off_flush(time.perf_counter_ns())
         self._cpu_ns = -1
         offset, n = 0, len(items)
         self._n_claimed = n if self._slot is None else 0
@@ -474,7 +486,7 @@ class Worker:
         while offset < n:
             if isinstance(fn_ids, int):
                 function = known[fn_ids]
-                size = min(function.group_size(), n - offset)
+                size = min(function.group_size(self._group_ns), n - offset)
             else:
                 function, size = known[fn_ids[offset]], 1
             if offset == self._n_claimed and not self._claim(size, function):  # the parent has taken the rest back
@@ -738,7 +750,7 @@ class Worker:
         status.records[self._used : self._used + nbytes] = frame.data
         self._used += nbytes
         status.words[3] = self._used
-        if time.perf_counter_ns() - self._flushed_ns > _FLUSH_NS:
+        if time.perf_counter_ns() > self._flush_due_ns:
             self._flush()
 
     def _flush(self) -> None:
@@ -751,9 +763,15 @@ class Worker:
             status.words[3] = 0
             if self._late:
                 self._send_late()
-        self._flushed_ns = time.perf_counter_ns()
-        if self._flushed_ns > self._memory_due_ns:
+        now = time.perf_counter_ns()
+        self._put_off_flush(now)
+        if now > self._memory_due_ns:
             self._measure(0, 0, None)
+
+    def _put_off_flush(self, now: int) -> None:
+        patience = min(max((now - self._busy_since_ns) // _FLUSH_SHARE, _LEAST_FLUSH_NS), _MOST_FLUSH_NS)
+        self._flush_due_ns = now + patience
+        self._group_ns = max(patience // _GROUP_SHARE, _GROUP_NS)
 
     def _measure(self, chunk_id: int, offset: int, function: _Function | None) -> None:
         """Measure what items of a function have needed, and tell the parent, which must know before they are settled.
