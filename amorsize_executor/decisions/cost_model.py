@@ -144,7 +144,7 @@ class CostModel:
 
     #: What an item costs the parent beyond its own work while nothing was measured, in seconds.
     #: benchmarks/dispatch.py, flood of small integers in chunks: 0.2 to 0.5 us.
-    PRIOR_CARRY_S = 0.5e-6
+    PRIOR_CARRY_S = 0.25e-6
     #: From the decision to start a first worker until it is ready, in seconds, before one was measured:
     #: an interpreter, loky's and our imports on both sides (benchmarks/dispatch.py, cold start).
     PRIOR_WORKER_START_S = 0.07
