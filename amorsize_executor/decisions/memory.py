@@ -196,7 +196,9 @@ class MemoryGate:
 
     # ------------------------------------------------------------------ what is seen
 
-    def measured(self, room: Room, uses: Mapping[int, Sample], idle: Collection[int], n_most: int, now: float) -> None:
+    def measured(
+        self, room: Room, uses: Mapping[int, Sample], resting: Collection[int], n_most: int, now: float
+    ) -> None:
         """Somebody has looked: what there is, what workers use, which of them have no work, and how many may be."""
         self.room, self._n_most = room, n_most
         self._free = room.free_nbytes - reserve_nbytes(room.limit_nbytes)
@@ -205,7 +207,7 @@ class MemoryGate:
             if use is None:
                 use = self._uses[worker_id] = _Use(sample.nbytes, now)
             use.see(sample, now)
-            if worker_id in idle:
+            if worker_id in resting:
                 use.settle(sample.nbytes, now)
         self._judge()
 

@@ -689,7 +689,8 @@ class Scheduler:
         self, room: Room, uses: dict[int, Sample], running: dict[int, tuple[int, int, int] | None], now: float
     ) -> list[Action]:
         """What there is, what workers use, and what they run: (chunk id, offset, number of items), or None."""
-        self.memory.measured(room, uses, self._idle.keys(), self.max_workers, now)
+        resting = [worker_id for worker_id, worker in self._workers.items() if not worker.chunks]
+        self.memory.measured(room, uses, resting, self.max_workers, now)
         busy = self._running()
         n_more = self.memory.n_more_workers(busy, self._n_starting)
         live = self._n_starting + self.n_ready

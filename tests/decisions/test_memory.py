@@ -153,6 +153,22 @@ def test_heavy_tasks_of_an_unknown_function_never_exceed_the_limit(n_workers: in
     assert set(machine.runs.values()) == {1}
 
 
+def test_a_task_is_not_ended_for_what_its_worker_took_to_start() -> None:
+    machine = Machine(1, GIB, lambda item: Load(0))
+    machine.submit(1)
+    (worker_id,) = machine.starting
+    machine.base[worker_id] = BARE // 4  # has imported nothing yet
+    machine.look_at_memory()
+    machine.base[worker_id] = BARE + 8 * MIB
+    machine.limit = 0  # this process alone takes more than there is
+    machine.become_ready(worker_id)
+    machine.look_at_memory()
+    machine.limit = GIB
+    machine.run(1)
+    assert machine.runs == {(None, 1): 1}
+    assert not machine.too_large
+
+
 def test_as_many_run_at_once_as_fit() -> None:
     machine = Machine(8, 2 * GIB, lambda item: Load(300 * MIB))
     elapsed = run_map(machine, 60)

@@ -19,7 +19,7 @@ import pytest
 from amorsize_executor import AmorsizeExecutor, CostModel, Resource, SerializationError, WorkerDied
 
 from . import tasks
-from .tools import LIMIT_S, Signal
+from .tools import LIMIT_S, Signal, beside_this_process
 
 
 class Model:
@@ -473,7 +473,7 @@ def _grow(nbytes: int, closed: Signal | None = None) -> Model:
 def test_what_was_used_least_recently_goes_when_memory_is_short(make_signal: Callable[[], Signal]) -> None:
     closed = make_signal()
     mib = 1 << 20
-    with AmorsizeExecutor(1, memory_limit=700 * mib) as executor:
+    with AmorsizeExecutor(1, memory_limit=beside_this_process(600 * mib)) as executor:
         sizes = (150 * mib, 160 * mib, 170 * mib, 180 * mib, 190 * mib)
         handles = [executor.resource(_grow, nbytes, closed) for nbytes in sizes]
         for handle in handles:

@@ -22,6 +22,11 @@ LIMIT_S = 30.0
 _HELPERS = ("resource_tracker", "forkserver")
 
 
+def beside_this_process(nbytes: int) -> int:
+    """A memory limit that leaves so many bytes to workers, whatever the tests before have left in this process."""
+    return psutil.Process().memory_info().rss + nbytes
+
+
 class Signal:
     """A counting semaphore between processes: a named pipe whose bytes are permits. Pickled by its path."""
 

@@ -14,7 +14,7 @@ import pytest
 from amorsize_executor import AmorsizeExecutor, MemoryLimitExceeded, cgroups
 from benchmarks._memory_group import MemoryGroup, NoGroup, memory_group
 
-from ..executor.tools import LIMIT_S
+from ..executor.tools import LIMIT_S, beside_this_process
 from .tasks import allocate, count_notes, hold, kill_like_the_kernel, noted, pid, square
 
 pytestmark = [
@@ -29,7 +29,7 @@ MIB = 1 << 20
 
 
 def test_tasks_that_do_not_fit_beside_each_other_run_one_after_another(notes: str) -> None:
-    with AmorsizeExecutor(4, memory_limit=600 * MIB, inline="never") as executor:
+    with AmorsizeExecutor(4, memory_limit=beside_this_process(540 * MIB), inline="never") as executor:
         futures = [executor.submit(hold, 200 * MIB, notes) for _ in range(6)]
         assert [future.result(LIMIT_S) for future in futures] == [200 * MIB] * 6
         assert executor.stats().workers_died == 0
@@ -37,7 +37,7 @@ def test_tasks_that_do_not_fit_beside_each_other_run_one_after_another(notes: st
 
 
 def test_cheap_tasks_of_the_same_pool_use_all_workers() -> None:
-    with AmorsizeExecutor(3, memory_limit=600 * MIB, inline="never") as executor:
+    with AmorsizeExecutor(3, memory_limit=beside_this_process(540 * MIB), inline="never") as executor:
         assert executor.submit(allocate, 400 * MIB).result(LIMIT_S)
         executor.warm_up(3)
         futures = [executor.submit(pid) for _ in range(300)]
@@ -46,7 +46,7 @@ def test_cheap_tasks_of_the_same_pool_use_all_workers() -> None:
 
 @pytest.mark.parametrize("how", ["submit", "map"])
 def test_a_task_that_takes_more_than_the_limit_fails_with_both_numbers(how: str) -> None:
-    limit = 300 * MIB
+    limit = beside_this_process(240 * MIB)
     with AmorsizeExecutor(2, memory_limit=limit, inline="never") as executor:
         sizes = [MIB, 2 * MIB, 900 * MIB, 3 * MIB]
         if how == "submit":
@@ -63,7 +63,7 @@ def test_a_task_that_takes_more_than_the_limit_fails_with_both_numbers(how: str)
         assert isinstance(error, MemoryError)
         assert error.limit_nbytes == limit
         assert error.used_nbytes is not None
-        assert 150 * MIB < error.used_nbytes < 900 * MIB
+        assert 120 * MIB < error.used_nbytes < 900 * MIB
         assert f"{limit / 1e6:,.0f} MB" in str(error)
         assert f"{error.used_nbytes / 1e6:,.0f} MB" in str(error)
         assert executor.submit(square, 3).result(LIMIT_S) == 9
