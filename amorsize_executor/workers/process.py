@@ -54,12 +54,12 @@ from .protocol import (
 from .residents import Objects, Residents, SharedResidents
 from .title import IDLE_S, Title
 
-#: Results wait for others of their chunk: for one part in so many of the time for which the worker has been busy, within
-#: these bounds, in nanoseconds. To receive some takes the parent 0.1 ms of the CPU time that workers could use.
+#: Results wait for others of their chunk, the longer the longer their worker has been busy: one part in so many of that,
+#: within these bounds, in nanoseconds. To receive some takes the parent 0.1 ms of the CPU time that workers could use.
 _FLUSH_SHARE = 4
 _LEAST_FLUSH_NS, _MOST_FLUSH_NS = 2_000_000, 16_000_000
-#: Short items run in groups of about this time, in nanoseconds, and later of one part in so many of how long results wait:
-#: a record takes about 5 us here and 30 us in the parent.
+#: Short items run in groups of about this time, in nanoseconds, and later of one part in so many of how long results
+#: wait: a record takes about 5 us here and 30 us in the parent.
 _GROUP_NS = 1_000_000
 _GROUP_SHARE = 4
 #: Items of a map that last about this long are claimed at once, in nanoseconds: a claim takes 0.5 us, and what has not
