@@ -54,7 +54,7 @@ from .protocol import (
 from .residents import Objects, Residents, SharedResidents
 from .title import IDLE_S, Title
 
-#: Results wait for others of their chunk, the longer the longer their worker has been busy: one part in so many of that,
+#: Results wait for others of their chunk, the longer the longer their worker has been busy: one part in so many of it,
 #: within these bounds, in nanoseconds. To receive some takes the parent 0.1 ms of the CPU time that workers could use.
 _FLUSH_SHARE = 4
 _LEAST_FLUSH_NS, _MOST_FLUSH_NS = 2_000_000, 16_000_000
