@@ -26,6 +26,7 @@ _UNPICKLERS = {
     "workers/serialize.py",  # entries: what stands in messages, and in blocks whose descriptor came with one
     "workers/bulk.py",  # the same for large buffers, called by serialize
     "workers/process.py",  # in a worker: what it has just pickled itself, to see that it can be loaded
+    "integrations/dask_engine/host.py",  # in a Dask worker: the initializer, which came with the host over Dask
     "workers/protocol.py",  # the memory that a worker shares with its parent: marshal, of its own records
 }
 

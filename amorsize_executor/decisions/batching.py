@@ -47,6 +47,8 @@ _RATE_WEIGHT = 1 / 64
 _BUSY_SHARE = 0.9
 #: Share of the fixed part in the time of a batch below which larger ones gain nothing.
 _FIXED_SHARE = 0.1
+#: Calls in a batch at most.
+_MOST_CALLS = 10_000_000
 #: Allowance for deviations, in mean deviations.
 _N_DEVIATIONS = 2.0
 
@@ -214,8 +216,8 @@ class BatchPolicy:
 
     def _efficient(self) -> int:
         fixed, slope = self.cost.line()
-        most = fixed * (1 - _FIXED_SHARE)
-        return math.ceil(most / (slope * _FIXED_SHARE)) if most < slope * 1e6 else 10_000_000
+        most, each = fixed * (1 - _FIXED_SHARE), slope * _FIXED_SHARE
+        return math.ceil(most / each) if most < each * _MOST_CALLS else _MOST_CALLS
 
     def _in_time(self, n_waiting: int, n_workers: int) -> int:
         """The largest size that keeps the target, or the one that carries the load if that is larger."""

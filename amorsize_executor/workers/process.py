@@ -58,6 +58,8 @@ from .title import IDLE_S, Title
 #: within these bounds, in nanoseconds. To receive some takes the parent 0.1 ms of the CPU time that workers could use.
 _FLUSH_SHARE = 4
 _LEAST_FLUSH_NS, _MOST_FLUSH_NS = 2_000_000, 16_000_000
+#: Those of items that took so long, in nanoseconds, leave at once: who knows how long the next will take.
+_LONG_NS = 2_500_000
 #: Short items run in groups of about this time, in nanoseconds, and later of one part in so many of how long results
 #: wait: a record takes about 5 us here and 30 us in the parent.
 _GROUP_NS = 1_000_000
@@ -279,7 +281,7 @@ class Worker:
         self._slot: tuple[int, int] | None = None  # of the chunk that runs, and how it is claimed
         self._n_claimed = 0  # items of the chunk that runs here: it will run them
         self._used = 0  # bytes of records in the status block
-        self._busy_since_ns = 0
+        self._busy_since_ns = time.perf_counter_ns()
         self._flush_due_ns = 0
         self._group_ns = _GROUP_NS
         is_thread = objects is not None
@@ -614,7 +616,8 @@ class Worker:
         else:
             self._cpu_ns = -1
         if outcomes is None and error is None and not is_skipped and serialize.are_scalars(values):
-            self._append(make_frame((protocol.RESULTS, chunk_id, offset, n, elapsed_ns, cpu_ns, values), head=6))
+            message = (protocol.RESULTS, chunk_id, offset, n, elapsed_ns, cpu_ns, values)
+            self._append(make_frame(message, head=6), is_urgent=elapsed_ns > _LONG_NS)
             return
         if outcomes is None:
             outcomes = [self._outcome(value, block, function) for value in values]
@@ -622,14 +625,14 @@ class Worker:
             outcomes.append((ERROR, encode_error(error)))
         elif is_skipped:
             outcomes.append((SKIPPED, None))
-        message = (protocol.OUTCOMES, chunk_id, offset, n, elapsed_ns, cpu_ns, outcomes)
+        outcome = (protocol.OUTCOMES, chunk_id, offset, n, elapsed_ns, cpu_ns, outcomes)
         try:
             block_fd, number = block.lend()
-            frame = make_frame((*message, number), block_fd, head=6)
+            frame = make_frame((*outcome, number), block_fd, head=6)
         except OSError as no_room:
             lost = [(ERROR, encode_error(no_room))] * n
             frame = make_frame((protocol.OUTCOMES, chunk_id, offset, n, elapsed_ns, cpu_ns, lost))
-        self._append(frame)
+        self._append(frame, is_urgent=elapsed_ns > _LONG_NS)
 
     def _outcome(self, value: object, block: mapped.ResultWriter, function: _Function) -> tuple[int, Any]:
         try:
@@ -736,7 +739,7 @@ class Worker:
 
     # ------------------------------------------------------------------ messages out
 
-    def _append(self, frame: Any) -> None:
+    def _append(self, frame: Any, *, is_urgent: bool = False) -> None:
         """Put a record where it survives this process, and send what has waited long enough."""
         status = self._status
         assert status is not None
@@ -750,7 +753,7 @@ class Worker:
         status.records[self._used : self._used + nbytes] = frame.data
         self._used += nbytes
         status.words[3] = self._used
-        if time.perf_counter_ns() > self._flush_due_ns:
+        if is_urgent or time.perf_counter_ns() > self._flush_due_ns:
             self._flush()
 
     def _flush(self) -> None:

@@ -8,7 +8,7 @@ import random
 from statistics import mean
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from amorsize_executor.decisions.batching import BatchCost, BatchPolicy, Decision
@@ -170,6 +170,7 @@ def test_target_out_of_reach_gives_way_to_the_load() -> None:
     assert decide(made, 40).size == pytest.approx(20, abs=2)  # n / (5 + n) ms = 800 a second
 
 
+@example(1, 0, 0, 1, None, None, None, 0.0, 5e-324)
 @given(
     st.integers(1, 2000),
     st.integers(0, 16),

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from amorsize_executor import AmorsizeExecutor, CostModel, SerializationError, execute, optimize
+from amorsize_executor import AmorsizeExecutor, CostModel, SerializationError, default_executor, execute, optimize
 
 from . import tasks
 from .tools import run_script
@@ -301,8 +301,11 @@ def test_progress(executor: AmorsizeExecutor) -> None:
 
 
 @pytest.fixture
-def _inline_by_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def _inline_by_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    default_executor().shutdown()  # the next one is made under the variable
     monkeypatch.setenv("AMORSIZE_INLINE", "1")
+    yield
+    default_executor().shutdown()
 
 
 @pytest.mark.usefixtures("_inline_by_environment")
