@@ -25,7 +25,7 @@ FLOORS = (
     {"workers", "identity"},
     {"store"},
     {"learned"},
-    {"inline", "failures", "stats", "options", "overtime", "watch", "memory"},
+    {"inline", "failures", "stats", "options", "overtime", "memory"},
     {"results", "logs"},
     {"encoding"},
     {"residency"},
