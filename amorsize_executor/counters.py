@@ -76,7 +76,6 @@ class Counters:
         self.workers_started = 0
         self.workers_left = 0
         self.workers_died = 0
-        self.workers_replaced = 0
 
     def add_map(self, found: MapStats) -> None:
         """A map has ended."""

@@ -71,7 +71,6 @@ from .overtime import Overtime
 from .residency import Residency
 from .results import Failed
 from .tiny import PATIENCE_S
-from .watch import PERIOD_S, WorkerWatch
 from .workers import protocol, serialize
 from .workers.channel import LOST, make_frame
 from .workers.functions import FunctionTable
@@ -200,7 +199,6 @@ class Dispatcher:
         self._memory = MemoryWatch(settings.memory_limit, lambda: self.ledger.store.nbytes)
         self._memory_at: float | None = None  # when it is looked at next
         self._trim_at: float | None = None  # when blocks are looked through
-        self._watch = WorkerWatch()
         # Set by a collected executor or the end of the interpreter, without a lock.
         self.is_abandoned = False
         self.kill_at_exit = False
@@ -766,9 +764,6 @@ class Dispatcher:
                 if failure is not None:
                     self._ended(failure)
             elif type(action) is RetireWorker:
-                self.counters.workers_replaced += action.is_spent
-                if action.leaked_nbytes:
-                    self._watch.tell_leak(pool.pid(action.worker_id), action.leaked_nbytes)
                 pool.post(action.worker_id, make_frame((protocol.EXIT,)))
                 self._retiring[action.worker_id] = time.perf_counter() + _RETIRE_GRACE_S
             elif type(action) is KillWorker and not pool.has(action.worker_id):
@@ -817,12 +812,6 @@ class Dispatcher:
         self._memory_at = self._next_memory_look()
         if self._memory_at is not None:
             times.append(max(self._memory_at - time.perf_counter(), 0.0))
-        if self.scheduler.n_workers == self.scheduler.n_idle:
-            self._watch.look_at = None
-        else:
-            if self._watch.look_at is None:
-                self._watch.look_at = time.perf_counter() + PERIOD_S
-            times.append(max(self._watch.look_at - time.perf_counter(), 0.0))
         if self._overtime.is_busy:
             times.append(_STOP_S)
         if self._retiring:
@@ -857,8 +846,6 @@ class Dispatcher:
             self._trim_blocks(now)
         if self._memory_at is not None and now >= self._memory_at:
             self._look_at_memory()
-        if self._watch.look_at is not None and now >= self._watch.look_at:
-            self._look_at_workers(now)
         for worker_id, until in list(self._retiring.items()):
             if now > until and self.pool is not None:
                 self.pool.kill(worker_id)
@@ -874,14 +861,6 @@ class Dispatcher:
             return False
         now = time.perf_counter()
         return any(at is not None and now >= at for at in (self._trim_at, self._limit_at, self._memory_at))
-
-    def _look_at_workers(self, now: float) -> None:
-        """Tell of workers that stand still."""
-        assert self.pool is not None
-        with self.lock:
-            views = self.scheduler.worker_views()
-        self._watch.look(views, self.pool.pids(), now)
-        self._watch.look_at = now + PERIOD_S
 
     def _trim_blocks(self, now: float) -> None:
         """Give up blocks that were not used for long."""
@@ -1017,14 +996,6 @@ class Dispatcher:
             counters.raised += 1
             if task.future.running():
                 task.future.set_exception(task.error or value.error)
-
-    def name_of(self, job_id: int | None, item: int) -> str | None:
-        """Name of the function of an item of a map, or of a submitted task; under the lock."""
-        if job_id is None:
-            task = self._tasks.get(item)
-            return task.function.name if task is not None else None
-        job = self.maps.jobs.get(job_id)
-        return job.function.name if job is not None else None
 
     # ------------------------------------------------------------------ ends
 

@@ -105,8 +105,7 @@ class AmorsizeExecutor(Executor):
     initializer, initargs
         Called in each worker before its first task. If it raises, the executor is broken.
     max_tasks_per_child
-        Tasks after which a worker is replaced; its successor starts before it has left, beside `max_workers` for a
-        moment. None: never, unless it leaks memory.
+        Tasks after which a worker is replaced. None: never.
     min_workers
         Workers that are kept once they have started.
     idle_timeout

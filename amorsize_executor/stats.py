@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections import Counter
 from dataclasses import dataclass
 from itertools import accumulate
@@ -12,7 +11,6 @@ from typing import TYPE_CHECKING, Protocol
 from . import machine
 from .counters import BOUNDS_S, Counters, Histogram, MapStats
 from .decisions.plan import format_time
-from .workers import trees
 
 if TYPE_CHECKING:
     import threading
@@ -21,9 +19,6 @@ if TYPE_CHECKING:
     from .residency import Residency
     from .workers.ledger import BlockLedger
     from .workers.pools import Pool
-
-#: A worker that has been doing the same for so long is named when statistics are printed, in seconds.
-_LONG_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -120,12 +115,7 @@ class WorkerStats:
     pid
         Its process; None until it was started.
     state
-        "starting", "loading" (it builds resources ahead of tasks), "idle", "busy", "leaving", or "stopped" (by a signal
-        or a debugger, whatever it was doing).
-    state_s
-        For how long: since it was started, has been idle, or has given its latest result, in seconds.
-    running
-        Name of the function that it runs; None if it has no work.
+        "starting", "loading" (it builds resources ahead of tasks), "idle", "busy" or "leaving".
     n_tasks
         Tasks and items that it was given.
     resources
@@ -141,8 +131,6 @@ class WorkerStats:
     worker_id: int
     pid: int | None
     state: str
-    state_s: float
-    running: str | None
     n_tasks: int
     resources: tuple[str, ...]
     resources_nbytes: int
@@ -165,8 +153,6 @@ class ExecutorStats:
     workers_started, workers_left, workers_died
         Workers that were started, that ended because they were told to, and that ended otherwise (each was replaced, if
         there was work for another), since the executor was made.
-    workers_replaced
-        Those of them that were told to because they had had `max_tasks_per_child`, or had grown and grown.
     tasks_submitted
         Calls of `submit`. Each is in one of the next five numbers.
     tasks_queued
@@ -207,7 +193,6 @@ class ExecutorStats:
     workers_started: int
     workers_left: int
     workers_died: int
-    workers_replaced: int
     tasks_submitted: int
     tasks_queued: int
     tasks_running: int
@@ -265,9 +250,6 @@ class ExecutorStats:
             + ("" if self.memory_nbytes is None else f", {_told_nbytes(self.memory_nbytes)} in workers"),
         ]
         for worker in self.workers:
-            if worker.state == "stopped" or (worker.state != "idle" and worker.state_s > _LONG_S):
-                what = f" in {worker.running}" if worker.running is not None else ""
-                lines.append(f"worker {worker.worker_id}  {worker.state}{what} for {format_time(worker.state_s)}")
             if worker.resources:
                 size = _told_nbytes(worker.resources_nbytes)
                 lines.append(f"worker {worker.worker_id}  has {', '.join(worker.resources)} ({size})")
@@ -309,9 +291,6 @@ class Engine(Protocol):
     def n_tasks(self) -> int:
         """Submitted tasks that are not settled; under the lock."""
 
-    def name_of(self, job_id: int | None, item: int) -> str | None:
-        """Name of the function of an item of a map, or of a submitted task; under the lock."""
-
     @property
     def is_open(self) -> bool:
         """Whether it takes work."""
@@ -323,11 +302,10 @@ class Engine(Protocol):
 
 def take_stats(engine: Engine, *, memory: bool) -> ExecutorStats:
     """A snapshot; `memory`: with that of each worker, which takes a look at its files in /proc."""
-    counters, now = engine.counters, time.perf_counter()
+    counters = engine.counters
     with engine.lock:
         scheduler = engine.scheduler
         views = scheduler.worker_views()
-        names = {view.worker_id: engine.name_of(*view.running) if view.running else None for view in views}
         n_tasks, n_queued = engine.n_tasks, scheduler.n_queued
         n_waiting = sum(map(scheduler.n_waiting, scheduler.job_ids()))
         max_workers, worker_limit = scheduler.max_workers, scheduler.worker_limit
@@ -344,9 +322,7 @@ def take_stats(engine: Engine, *, memory: bool) -> ExecutorStats:
             WorkerStats(
                 worker_id=view.worker_id,
                 pid=pid,
-                state="stopped" if pid is not None and trees.is_stopped(pid) else view.state,
-                state_s=max(now - view.since, 0.0),
-                running=names[view.worker_id],
+                state=view.state,
                 n_tasks=view.n_given,
                 resources=tuple([engine.residency.name_of(i) for i in view.held]),
                 resources_nbytes=sum(view.held.values()),
@@ -361,7 +337,6 @@ def take_stats(engine: Engine, *, memory: bool) -> ExecutorStats:
         workers_started=counters.workers_started,
         workers_left=counters.workers_left,
         workers_died=counters.workers_died,
-        workers_replaced=counters.workers_replaced,
         tasks_submitted=submitted,
         tasks_queued=n_queued,
         tasks_running=n_tasks - n_queued,

@@ -28,14 +28,9 @@ class TakeBack(NamedTuple):
 
 
 class RetireWorker(NamedTuple):
-    """Let a worker end after what it has; `worker_died` follows.
-
-    `is_spent`: it has had its share, and another takes its place; `leaked_nbytes`: how far it has grown, if it leaks.
-    """
+    """Let a worker end after what it has; `worker_died` follows."""
 
     worker_id: int
-    is_spent: bool = False
-    leaked_nbytes: int = 0
 
 
 class KillWorker(NamedTuple):

@@ -143,7 +143,6 @@ class Scheduler:
         self._is_held = False  # something waits for memory
         self._victims: dict[int, _Victim] = {}  # workers that are ended for what they take
         self._careful: set[tuple[int | None, int]] = set()  # items whose worker died for want of memory
-        self._leaving: set[int] = set()  # workers that get no more work, for their own sake
         self._min_workers = min_workers
         self._idle_timeout_s = idle_timeout_s
         self._max_tasks_per_child = max_tasks_per_child
@@ -217,19 +216,7 @@ class Scheduler:
     @property
     def may_start(self) -> bool:
         """Whether more workers than those that exist are allowed."""
-        return len(self._workers) - self._n_retiring - self.n_spare < self.worker_limit
-
-    @property
-    def _n_live(self) -> int:
-        """Workers that start or work, without one whose place another may take."""
-        return self._n_starting + self.n_ready - self.n_spare
-
-    @property
-    def n_spare(self) -> int:
-        """1 if a worker gets no more work and does not count any more: its successor may start before it has left."""
-        if (self._max_tasks_per_child is None and not self._leaving) or self.memory.is_tight:
-            return 0
-        return int(any(worker.state is State.READY and self._is_spent(worker) for worker in self._workers.values()))
+        return len(self._workers) - self._n_retiring < self.worker_limit
 
     @property
     def _least(self) -> int:
@@ -461,7 +448,7 @@ class Scheduler:
         if worker is None or worker.state is not State.STARTING:
             return []
         worker.state = State.READY
-        worker.ready_at = worker.idle_since = now
+        worker.idle_since = now
         self._n_starting -= 1
         self._failed_starts = 0
         self._cost_model.observe_worker_start(now - worker.asked_at)
@@ -571,7 +558,6 @@ class Scheduler:
         if victim is not None and running is not None:
             self._note_victim(worker, worker_id, running[0])
         self.memory.forget_worker(worker_id)
-        self._leaving.discard(worker_id)
         self._idle.pop(worker_id, None)
         self._partial.pop(worker_id, None)
         self._loaded.pop(worker_id, None)
@@ -698,19 +684,6 @@ class Scheduler:
         chunk = self.chunk(worker_id, chunk_id)
         if chunk is not None and offset < len(chunk.items):
             self.memory.told(worker_id, self._key_of(chunk, offset), growth, used, now)
-            self._look_for_leak(worker_id, self._workers[worker_id], used, now)
-
-    def _look_for_leak(self, worker_id: int, worker: Worker, used_nbytes: int, now: float) -> None:
-        worker.growth.see(used_nbytes - sum(worker.held.values()))
-        room = self.memory.room
-        if room is None or worker.is_leaving:
-            return
-        if worker.growth.is_leak(room.limit_nbytes, self.max_workers, now - worker.ready_at, self._start_s()):
-            self._let_leave(worker_id, worker)
-
-    def _let_leave(self, worker_id: int, worker: Worker) -> None:
-        worker.is_leaving = True
-        self._leaving.add(worker_id)
 
     def look_at_memory(
         self, room: Room, uses: dict[int, Sample], running: dict[int, tuple[int, int, int] | None], now: float
@@ -756,7 +729,7 @@ class Scheduler:
         if not any(worker.is_leaving for worker in self._workers.values()):
             worker_id = self.memory.fattest(i for i, worker in self._workers.items() if worker.state is State.READY)
             if worker_id is not None:
-                self._let_leave(worker_id, self._workers[worker_id])
+                self._workers[worker_id].is_leaving = True
         return []
 
     def _running(self, but: int | None = None) -> list[Running]:
@@ -811,7 +784,7 @@ class Scheduler:
         if self._idle_timeout_s is not None:
             for worker_id in list(self._idle):  # the longest idle first
                 worker = self._workers[worker_id]
-                if self._n_live <= self._least:
+                if self._n_starting + self.n_ready <= self._least:
                     break
                 if now - worker.idle_since < self._idle_timeout_s:
                     break  # and so it is for those behind it
@@ -827,9 +800,9 @@ class Scheduler:
         times = []
         if self._failed_starts >= _FAILED_STARTS and self._n_starting + self.n_ready < self._least:
             times.append(self._start_again_at - now)
-        if self._idle_timeout_s is not None and self._idle and self.n_ready - self.n_spare > self._least:
+        if self._idle_timeout_s is not None and self._idle and self.n_ready > self._least:
             times.append(min(map(self._leaves_at, self._oldest_idle())) - now)
-        may_start = not self._n_starting and self._n_live < self.worker_limit
+        may_start = not self._n_starting and self.n_ready < self.worker_limit
         limit = self._limits.next()
         if limit is not None:
             times.append(limit - now)
@@ -849,7 +822,7 @@ class Scheduler:
 
     def want_workers(self, n_workers: int, now: float) -> list[Action]:
         """Start workers ahead of work, up to `n_workers` in all."""
-        return self._start(n_workers - self._n_live, now)
+        return self._start(n_workers - self._n_starting - self.n_ready, now)
 
     def shutdown(self, now: float) -> list[Action]:
         """No more work will come; workers leave when all that came is done."""
@@ -922,7 +895,7 @@ class Scheduler:
     def worker_views(self) -> list[WorkerView]:
         """What all workers look like."""
         return [
-            WorkerView(worker_id, self._told_state(worker), worker.n_given, self.held_by(worker_id), *_present(worker))
+            WorkerView(worker_id, self._told_state(worker), worker.n_given, self.held_by(worker_id))
             for worker_id, worker in self._workers.items()
         ]
 
@@ -1137,7 +1110,7 @@ class Scheduler:
     def _act(self, now: float) -> list[Action]:
         """Give out what may be given out, then see whether the number of workers is right."""
         actions: list[Action] = []
-        live = self._n_live
+        live = self._n_starting + self.n_ready
         if self._resources:
             actions.extend(self._close_unneeded())
         is_calm = not self._queue.levels and len(self._turn) == 1 and not self._stopping and not self._loaded
@@ -1153,18 +1126,18 @@ class Scheduler:
                 elif worker.state is State.READY and not worker.chunks:
                     actions.append(self._retire(worker_id, worker))
             return actions
-        surplus = self._n_live - self.worker_limit
+        surplus = self._n_starting + self.n_ready - self.worker_limit
         if surplus > 0 and self._n_starting:  # those that have loaded nothing yet go first
             starting = [pair for pair in self._workers.items() if pair[1].state is State.STARTING]
             actions.extend(self._kill(*pair) for pair in starting[-surplus:])
-            surplus = self._n_live - self.worker_limit
+            surplus = self._n_starting + self.n_ready - self.worker_limit
         while surplus > 0 and self._idle:
             worker_id = next(iter(self._idle))
             actions.append(self._retire(worker_id, self._workers[worker_id]))
             surplus -= 1
         if self._idle and self._loaded:
             actions.extend(self._rebalance(now, most=len(self._idle)))
-        wanted = max(self._demand(now), self._least - self._n_live)
+        wanted = max(self._demand(now), self._least - self._n_starting - self.n_ready)
         if wanted > 0:
             actions.extend(self._start(wanted, now))
         return actions
@@ -1400,22 +1373,19 @@ class Scheduler:
 
     def _should_leave(self, worker: Worker) -> bool:
         """Whether a worker gets no more work: it has had its share, or there are more workers than allowed."""
-        return self._is_spent(worker) or self.n_ready - self.n_spare > self.worker_limit
-
-    def _is_spent(self, worker: Worker) -> bool:
-        """Whether a worker has had its share."""
         if worker.is_leaving:
             return True
-        return self._max_tasks_per_child is not None and worker.n_given >= self._max_tasks_per_child
+        if self._max_tasks_per_child is not None and worker.n_given >= self._max_tasks_per_child:
+            return True
+        return self.n_ready > self.worker_limit
 
     def _retire(self, worker_id: int, worker: Worker) -> RetireWorker:
-        is_spent = self._is_spent(worker)
         worker.state = State.RETIRING
         self._n_retiring += 1
         self._idle.pop(worker_id, None)
         self._partial.pop(worker_id, None)
         self._loaded.pop(worker_id, None)
-        return RetireWorker(worker_id, is_spent, worker.growth.nbytes if worker.is_leaving else 0)
+        return RetireWorker(worker_id)
 
     def _kill(self, worker_id: int, worker: Worker) -> KillWorker:
         if worker.state is not State.RETIRING:
@@ -1431,7 +1401,7 @@ class Scheduler:
         """Workers to start for what waits, beyond those that are starting."""
         if self._idle:
             return 0
-        live = self._n_live
+        live = self._n_starting + self.n_ready
         for_maps = 0
         for source in self._turn:
             job = self._jobs.get(source) if isinstance(source, int) else None
@@ -1461,7 +1431,7 @@ class Scheduler:
 
     def _start(self, n_workers: int, now: float) -> list[Action]:
         actions: list[Action] = []
-        room = self.worker_limit - self._n_live if not self._is_over else 0
+        room = self.worker_limit - self._n_starting - self.n_ready if not self._is_over else 0
         if self._failed_starts >= _FAILED_STARTS:
             if self.n_ready and now < self._start_again_at:
                 return actions
@@ -1527,11 +1497,3 @@ class Scheduler:
 def _at_work(worker: Worker) -> Chunk | None:
     """The chunk of which a worker runs an item; None if it has none, or the rest of all was taken back."""
     return next((chunk for chunk in worker.chunks.values() if chunk.n_left), None)
-
-
-def _present(worker: Worker) -> tuple[float, tuple[int | None, int] | None]:
-    """Since when a worker has been doing what it does, and the item that it runs."""
-    chunk = _at_work(worker)
-    if chunk is not None:
-        return chunk.progress_at, (chunk.job_id, chunk.items[chunk.n_done])
-    return worker.asked_at if worker.state is State.STARTING else worker.idle_since, None

@@ -8,7 +8,6 @@ from __future__ import annotations
 from enum import Enum
 from typing import NamedTuple
 
-from .recycling import Growth
 from .work import Chunk
 
 #: A chunk waits behind another one only if that lasts at most this long by prediction, in seconds: beyond, the
@@ -28,8 +27,7 @@ class Worker:
     """A worker that exists."""
 
     __slots__ = (
-        "ahead", "asked_at", "chunks", "growth", "has_run", "held", "idle_since", "is_leaving", "n_given", "ready_at",
-        "state", "unloaded",
+        "ahead", "asked_at", "chunks", "has_run", "held", "idle_since", "is_leaving", "n_given", "state", "unloaded",
     )  # fmt: skip
 
     def __init__(self, now: float) -> None:
@@ -39,8 +37,7 @@ class Worker:
         self.n_given = 0  # items in its life, for max_tasks_per_child
         self.has_run = False  # some item of it was settled
         self.is_leaving = False  # it gets no more work, and leaves after what it has
-        self.growth = Growth()
-        self.ready_at = self.idle_since = now
+        self.idle_since = now
         self.held: dict[int, int] = {}  # bytes by resource, what was used last at the end; what it will have counts
         self.unloaded: set[int] = set()  # those of `held` that it has not told to have
         self.ahead: set[int] = set()  # those that it builds ahead of tasks: meanwhile it gets none
@@ -59,18 +56,12 @@ class WorkerView(NamedTuple):
         Items that it was given in its life.
     held
         Bytes of the resources that it has.
-    since
-        When it came into that state, or, if it is busy, to the item that it runs, in seconds.
-    running
-        The map of that item (None: it is a submitted task), and its index or the task; None if it has no work.
     """
 
     worker_id: int
     state: str
     n_given: int
     held: dict[int, int]
-    since: float
-    running: tuple[int | None, int] | None
 
 
 def ends_soon(chunk: Chunk) -> bool:

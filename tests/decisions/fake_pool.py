@@ -201,8 +201,7 @@ class FakePool:
             assert action.worker_id not in self.chunks, "worker ids are used once"
             self.starting.append(action.worker_id)
             self.chunks[action.worker_id] = []
-            most = self.scheduler.worker_limit + self.scheduler.n_spare
-            assert len(self.starting) + len(self.ready) <= most, "more workers than allowed"
+            assert len(self.starting) + len(self.ready) <= self.scheduler.worker_limit, "more workers than allowed"
         elif isinstance(action, SendChunk):
             worker_id, chunk = action
             assert worker_id in self.ready, "work goes to workers that have answered and do not leave"

@@ -7,10 +7,9 @@ from typing import NamedTuple
 
 import pytest
 
-from amorsize_executor.decisions.actions import Action, KillWorker, RetireWorker
+from amorsize_executor.decisions.actions import Action, KillWorker
 from amorsize_executor.decisions.cost_model import CostModel
 from amorsize_executor.decisions.memory import PLENTY_NBYTES, MemoryGate, Room, Running, Sample
-from amorsize_executor.decisions.recycling import Growth
 
 from .fake_pool import FakePool, Item, left
 
@@ -168,77 +167,6 @@ def test_a_task_is_not_ended_for_what_its_worker_took_to_start() -> None:
     machine.run(1)
     assert machine.runs == {(None, 1): 1}
     assert not machine.too_large
-
-
-def test_nobody_is_ended_where_that_would_not_help() -> None:
-    machine = Machine(1, GIB, lambda item: Load(20 * MIB, run_s=10.0))
-    machine.submit(1)
-    machine.become_ready(machine.starting[0])
-    for _ in range(100):
-        machine.step(1e-3)
-    uses = sum(machine.uses().values())
-    machine.do(machine.scheduler.look_at_memory(Room(GIB, -GIB, -GIB), machine.samples(), {}, machine.now))
-    assert sum(machine.uses().values()) == uses
-    assert not machine.too_large
-
-
-class Leaking(Machine):
-    """A pool whose tasks keep some of what they take."""
-
-    def __init__(self, kept_nbytes: int, *, max_workers: int = 1, limit_nbytes: int = 64 * GIB) -> None:
-        load = Load(kept_nbytes, run_s=0.1, kept_nbytes=kept_nbytes)
-        super().__init__(max_workers, limit_nbytes, lambda item: load)
-        self.largest = 0
-        self.most_workers = 0
-        self.leaks: list[int] = []
-
-    def _do(self, action: Action) -> None:
-        if isinstance(action, RetireWorker) and action.leaked_nbytes:
-            self.leaks.append(action.leaked_nbytes)
-        super()._do(action)
-
-    def step(self, dt: float) -> None:
-        super().step(dt)
-        self.largest = max([self.largest, *self.uses().values()])
-        self.most_workers = max(self.most_workers, len(self.starting) + len(self.ready))
-
-
-def test_a_worker_that_leaks_is_replaced_before_it_has_taken_much() -> None:
-    machine = Leaking(40 * MIB)
-    run_map(machine, 200)
-    assert machine.leaks
-    assert machine.largest < 1.6 * GIB
-    assert machine.most_workers == 2, "the successor starts before the old one leaves"
-    assert set(machine.runs.values()) == {1}
-
-
-def test_a_small_leak_in_much_memory_hurts_nobody() -> None:
-    machine = Leaking(1 * MIB)
-    run_map(machine, 200)
-    assert not machine.leaks
-
-
-def test_a_cache_that_fills_once_is_no_leak() -> None:
-    growth = Growth()
-    for nbytes in [BARE] * 10 + [2 * GIB] * 1000:
-        growth.see(nbytes)
-    assert growth.nbytes > GIB
-    assert not growth.is_leak(4 * GIB, 1, 1e6, 0.1)
-
-
-def test_what_tasks_give_back_is_no_leak() -> None:
-    growth = Growth()
-    for n in range(1000):
-        growth.see(BARE + (n % 5) * GIB)
-    assert growth.nbytes == 0
-
-
-def test_a_worker_is_not_replaced_more_often_than_its_start_is_worth() -> None:
-    growth = Growth()
-    for n in range(100):
-        growth.see(n * 100 * MIB)
-    assert growth.is_leak(4 * GIB, 2, lived_s=2.0, start_s=0.1)
-    assert not growth.is_leak(4 * GIB, 2, lived_s=1.9, start_s=0.1)
 
 
 def test_as_many_run_at_once_as_fit() -> None:

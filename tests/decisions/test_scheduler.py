@@ -420,24 +420,6 @@ def test_worker_is_replaced_after_max_tasks_per_child() -> None:
     assert sorted(pool.n_given.values()) == [1, 2, 2]
 
 
-def test_the_successor_starts_while_the_last_task_of_a_worker_runs() -> None:
-    pool = FakePool(1, max_tasks_per_child=1)
-    pool.submit(1, 2, 3)
-    pool.become_ready(pool.starting[0])
-    assert (len(pool.busy()), len(pool.starting)) == (1, 1)
-    pool.become_ready(pool.starting[0])
-    assert len(pool.busy()) == 2, "what waits need not wait for the old one to end"
-    pool.run_until_quiet()
-    assert pool.runs == dict.fromkeys([(None, 1), (None, 2), (None, 3)], 1)
-
-
-def test_no_successor_starts_for_nobody() -> None:
-    pool = FakePool(1, max_tasks_per_child=1)
-    pool.submit(1)
-    pool.answer()
-    assert not pool.starting
-
-
 def test_group_of_tasks_stays_within_max_tasks_per_child() -> None:
     pool = FakePool(1, max_tasks_per_child=7, cost_model=known(1e-6))
     pool.submit(*range(100))

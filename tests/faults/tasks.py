@@ -182,17 +182,6 @@ def allocate(nbytes: int) -> int:
     return os.getpid()
 
 
-_kept: list[bytearray] = []
-
-
-def leak(nbytes: int) -> int:
-    """Take so much memory, and never give it back; returns the process."""
-    _kept.append(bytearray(nbytes))
-    _kept[-1][::4096] = b"x" * len(_kept[-1][::4096])
-    time.sleep(0.02)  # shorter ones are not looked at each
-    return os.getpid()
-
-
 def hold(nbytes: int, path: str = "") -> int:
     """Take memory step by step, have it for a moment, and note beginning (1) and end (-1) of that."""
     if path:
