@@ -63,6 +63,7 @@ from .failures import (
     task_timeout,
     worker_died,
 )
+from .health import PERIOD_S, HealthWatch
 from .logs import WorkerLogs
 from .maps import Maps
 from .memory import MemoryWatch
@@ -177,6 +178,7 @@ class Dispatcher:
         self.residency = Residency(self)
         self.counters = Counters()
         self._logs = WorkerLogs()
+        self.health = HealthWatch(self._logs.warn, self.function_name)
         self._last_id = 0
         self._broken: BaseException | None = None
         self.is_shut_down: bool = False
@@ -421,6 +423,11 @@ class Dispatcher:
         if self.settings.learned is not None:
             self.settings.learned.recall(function.key, fn)
         return function
+
+    def function_name(self, job_id: int | None, item: int) -> str | None:
+        """Name of the function of a task, or of a map's item; None if it is settled."""
+        found = self._tasks.get(item) if job_id is None else self.maps.jobs.get(job_id)
+        return found.function.name if found is not None else None
 
     def new_id(self) -> int:
         """A number for a task or map; under the lock."""
@@ -806,6 +813,8 @@ class Dispatcher:
         for front in self.fronts:
             if front.alarm_at is not None:
                 times.append(max(front.alarm_at - time.perf_counter(), 0.0))
+        if self.settings.engine is None and self.scheduler.n_occupied and not self._overtime.is_busy:
+            times.append(max(self.health.looked_at + PERIOD_S - time.perf_counter(), 0.0))
         self._limit_at = self.scheduler.next_limit()
         if self.is_watching:
             times.append(_WATCH_S)
@@ -846,6 +855,10 @@ class Dispatcher:
             self._trim_blocks(now)
         if self._memory_at is not None and now >= self._memory_at:
             self._look_at_memory()
+        if pool is not None and now >= self.health.looked_at + PERIOD_S and not self._overtime.is_busy:
+            with self.lock:
+                views = self.scheduler.worker_views()
+            self.health.look(pool, views, now)
         for worker_id, until in list(self._retiring.items()):
             if now > until and self.pool is not None:
                 self.pool.kill(worker_id)
@@ -905,7 +918,13 @@ class Dispatcher:
             elif code == protocol.MEMORY:
                 _, chunk_id, offset, growth, used, self.peak_nbytes[worker_id] = content
                 with self.lock:
-                    self.scheduler.memory_told(worker_id, chunk_id, offset, growth, used, time.perf_counter())
+                    now = time.perf_counter()
+                    n_leaks = self.scheduler.n_leaks
+                    actions = self.scheduler.memory_told(worker_id, chunk_id, offset, growth, used, now)
+                    is_leak = self.scheduler.n_leaks > n_leaks
+                self.execute(actions)
+                if is_leak:
+                    self._tell_leak(worker_id, used)
             elif code == protocol.LOADED:
                 self.residency.loaded(worker_id, *content[1:])
             elif code == protocol.LOAD_DONE:
@@ -917,6 +936,13 @@ class Dispatcher:
         finally:
             if block_fd is not None and block_fd != LOST:
                 os.close(block_fd)
+
+    def _tell_leak(self, worker_id: int, used_nbytes: int) -> None:
+        pid = self.pool.pid(worker_id) if self.pool is not None else None
+        self._logs.warn(
+            f"worker process {pid} is replaced after what it runs: its memory has grown with each of its tasks, to "
+            f"{used_nbytes / 1e6:,.0f} MB"
+        )
 
     def _results(self, worker_id: int, content: tuple[Any, ...], block_fd: int | None) -> None:
         code, chunk_id, offset, n, elapsed_ns, cpu_ns, *rest = content
@@ -1009,6 +1035,7 @@ class Dispatcher:
         self._last_end = event
         self.ledger.worker_gone(event.worker_id)
         self._logs.gone(event.worker_id)
+        self.health.forget_worker(event.worker_id)
         is_oom = not event.is_killed and self._memory.is_oom(event.exitcode)
         with self.lock:
             running = self.scheduler.oldest_item(event.worker_id) if event.is_guess else event.running

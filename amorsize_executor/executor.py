@@ -105,7 +105,8 @@ class AmorsizeExecutor(Executor):
     initializer, initargs
         Called in each worker before its first task. If it raises, the executor is broken.
     max_tasks_per_child
-        Tasks after which a worker is replaced. None: never.
+        Tasks after which a worker is replaced. None: never, unless its memory grows with each task. The next one
+        starts before the old one leaves, as one process more for a moment, and gets its tasks afterwards.
     min_workers
         Workers that are kept once they have started.
     idle_timeout

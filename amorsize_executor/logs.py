@@ -68,7 +68,7 @@ class WorkerLogs:
         self._wanted: Wanted | None = None
         self._version = 0
         self._told: dict[int, int] = {}  # by worker that is not ready: the version that it was told
-        self._records: deque[bytes] = deque()
+        self._records: deque[bytes | logging.LogRecord] = deque()
         self._nbytes = 0
         self._n_dropped = 0
         self._thread: threading.Thread | None = None
@@ -122,8 +122,16 @@ class WorkerLogs:
             if is_full and self._records:
                 self._n_dropped += 1
                 return
-            self._records.append(data)
             self._nbytes += len(data)
+        self._append(data)
+
+    def warn(self, message: str) -> None:
+        """Have this process's logger warn; the I/O thread's."""
+        self._append(_logger.makeRecord(_logger.name, logging.WARNING, __file__, 0, message, (), None, "warn"))
+
+    def _append(self, record: bytes | logging.LogRecord) -> None:
+        with self._changed:
+            self._records.append(record)
             self._changed.notify()
         if self._thread is None:
             thread = threading.Thread(target=self._run, name="amorsize-logs", daemon=False)
@@ -159,17 +167,19 @@ class WorkerLogs:
         with self._changed:
             records, self._records, self._nbytes = self._records, deque(), 0
             n_dropped, self._n_dropped = self._n_dropped, 0
-        for data in records:
-            _handle(data)
+        for record in records:
+            _handle(record)
         if n_dropped:
             _logger.warning("%d log records of workers were dropped: handlers are slower than records come", n_dropped)
         return bool(records or n_dropped)
 
 
-def _handle(data: bytes) -> None:
+def _handle(data: bytes | logging.LogRecord) -> None:
     """Give a record to the logger of its name, as if it were made here."""
     try:
-        record = logging.makeLogRecord(serialize.decode(data, no_lease))
+        record = (
+            data if isinstance(data, logging.LogRecord) else logging.makeLogRecord(serialize.decode(data, no_lease))
+        )
         logger = logging.getLogger(record.name if record.name != "root" else None)
         if logger.isEnabledFor(record.levelno):
             logger.handle(record)

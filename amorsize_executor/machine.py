@@ -138,6 +138,17 @@ def waited_s(pid: int) -> float:
     return int(fields[1]) * 1e-9 if len(fields) > 1 else 0.0
 
 
+def cpu_s(pid: int) -> float:
+    """CPU time that a process has used in its life, in seconds; 0 when it is gone."""
+    import psutil
+
+    try:
+        times = psutil.Process(pid).cpu_times()
+    except psutil.Error:
+        return 0.0
+    return float(times.user + times.system)
+
+
 class MemoryUse(NamedTuple):
     """Memory of this process, in bytes.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections import Counter
 from dataclasses import dataclass
 from itertools import accumulate
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     import threading
 
     from .decisions.scheduler import Scheduler
+    from .health import HealthWatch
     from .residency import Residency
     from .workers.ledger import BlockLedger
     from .workers.pools import Pool
@@ -115,7 +117,17 @@ class WorkerStats:
     pid
         Its process; None until it was started.
     state
-        "starting", "loading" (it builds resources ahead of tasks), "idle", "busy" or "leaving".
+        "starting", "spare" (it takes the place of one that leaves soon), "loading" (it builds resources ahead of
+        tasks), "idle", "busy" or "leaving"; and instead of these "stopped" (by SIGSTOP or a debugger), or "stuck": its
+        start, or what it runs, takes 20 times as long as such things did, and more than 30 or 60 s; or the first task
+        of a function has waited for 60 s without using a CPU.
+    state_s
+        For how long it has been so, in seconds; a busy one: since when it is at the task, item, or group of short
+        items; a stopped one: since that was first seen.
+    runs
+        Name of the function that it runs, or will next; None if it has no work.
+    leaves_because
+        Why it gets no more tasks: "max_tasks_per_child", or "its memory grows" and by how much; else None.
     n_tasks
         Tasks and items that it was given.
     resources
@@ -131,6 +143,9 @@ class WorkerStats:
     worker_id: int
     pid: int | None
     state: str
+    state_s: float
+    runs: str | None
+    leaves_because: str | None
     n_tasks: int
     resources: tuple[str, ...]
     resources_nbytes: int
@@ -153,6 +168,8 @@ class ExecutorStats:
     workers_started, workers_left, workers_died
         Workers that were started, that ended because they were told to, and that ended otherwise (each was replaced, if
         there was work for another), since the executor was made.
+    workers_leaked
+        Workers that were replaced because their memory grew with each task.
     tasks_submitted
         Calls of `submit`. Each is in one of the next five numbers.
     tasks_queued
@@ -193,6 +210,7 @@ class ExecutorStats:
     workers_started: int
     workers_left: int
     workers_died: int
+    workers_leaked: int
     tasks_submitted: int
     tasks_queued: int
     tasks_running: int
@@ -250,6 +268,12 @@ class ExecutorStats:
             + ("" if self.memory_nbytes is None else f", {_told_nbytes(self.memory_nbytes)} in workers"),
         ]
         for worker in self.workers:
+            if worker.state in ("stopped", "stuck"):
+                doing = f" with {worker.runs}" if worker.runs else ""
+                lines.append(
+                    f"worker {worker.worker_id}  (process {worker.pid}) is {worker.state} for "
+                    f"{format_time(worker.state_s)}{doing}"
+                )
             if worker.resources:
                 size = _told_nbytes(worker.resources_nbytes)
                 lines.append(f"worker {worker.worker_id}  has {', '.join(worker.resources)} ({size})")
@@ -284,8 +308,12 @@ class Engine(Protocol):
     ledger: BlockLedger
     pool: Pool | None
     counters: Counters
+    health: HealthWatch
     #: Largest resident memory of workers, in bytes; the I/O thread's, read in single look-ups.
     peak_nbytes: dict[int, int]
+
+    def function_name(self, job_id: int | None, item: int) -> str | None:
+        """Name of the function of a task, or of a map's item; None if it is settled."""
 
     @property
     def n_tasks(self) -> int:
@@ -305,7 +333,7 @@ def take_stats(engine: Engine, *, memory: bool) -> ExecutorStats:
     counters = engine.counters
     with engine.lock:
         scheduler = engine.scheduler
-        views = scheduler.worker_views()
+        views, n_leaks = scheduler.worker_views(), scheduler.n_leaks
         n_tasks, n_queued = engine.n_tasks, scheduler.n_queued
         n_waiting = sum(map(scheduler.n_waiting, scheduler.job_ids()))
         max_workers, worker_limit = scheduler.max_workers, scheduler.worker_limit
@@ -315,14 +343,19 @@ def take_stats(engine: Engine, *, memory: bool) -> ExecutorStats:
         maps = tuple(counters.maps)
         maps_ended, predicted_s, actual_s = counters.n_maps, counters.predicted_s, counters.actual_s
     pids = engine.pool.pids() if engine.pool is not None else {}
+    now = time.perf_counter()
     workers = []
     for view in views:
         pid = pids.get(view.worker_id)
+        state, state_s = engine.health.state_of(view, pid, now)
         workers.append(
             WorkerStats(
                 worker_id=view.worker_id,
                 pid=pid,
-                state=view.state,
+                state=state,
+                state_s=state_s,
+                runs=engine.function_name(*view.item) if view.item is not None else None,
+                leaves_because=view.leaves_because,
                 n_tasks=view.n_given,
                 resources=tuple([engine.residency.name_of(i) for i in view.held]),
                 resources_nbytes=sum(view.held.values()),
@@ -337,6 +370,7 @@ def take_stats(engine: Engine, *, memory: bool) -> ExecutorStats:
         workers_started=counters.workers_started,
         workers_left=counters.workers_left,
         workers_died=counters.workers_died,
+        workers_leaked=n_leaks,
         tasks_submitted=submitted,
         tasks_queued=n_queued,
         tasks_running=n_tasks - n_queued,

@@ -25,7 +25,7 @@ FLOORS = (
     {"workers", "identity"},
     {"store"},
     {"learned"},
-    {"inline", "failures", "stats", "options", "overtime", "memory"},
+    {"inline", "failures", "stats", "options", "health", "overtime", "memory"},
     {"results", "logs"},
     {"encoding"},
     {"residency"},

@@ -11,6 +11,9 @@ A worker's life::
                         +------- worker_died ------+--> gone; its running items fail or are retried,
                                                         the others of its chunks go to other workers
 
+One that is started to take the place of another (`recycling`) is a SPARE until that has left: then it is STARTING, or
+READY if it has answered meanwhile.
+
 A chunk's life::
 
     cut --(SendChunk)--> with its worker: items_done, items_done, ... --> over
@@ -49,7 +52,7 @@ from collections import deque
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from . import resources
+from . import recycling, resources
 from .actions import (
     Action,
     BreakPool,
@@ -67,6 +70,7 @@ from .actions import (
 from .cost_model import CostModel
 from .limits import TimeLimits
 from .memory import MemoryGate, Room, Running, Sample
+from .recycling import Leaks
 from .resources import NOTHING, Needs, Resource
 from .terms import Terms
 from .work import OVERDUE_S, Chunk, MapWork, TaskQueue
@@ -152,6 +156,9 @@ class Scheduler:
         self._partial: dict[int, None] = {}  # READY, with a chunk that ends soon and room for another
         self._n_starting = 0
         self._n_retiring = 0
+        self._spare: int | None = None  # the worker that waits for the place of another
+        self._due: dict[int, None] = {}  # READY, with their last chunks: they leave after these
+        self._leaks = Leaks()
         self._loaded: dict[int, None] = {}  # READY, with items that they have not begun and that may be taken back
         self._jobs: dict[int, MapWork] = {}
         self._queue = TaskQueue()
@@ -182,7 +189,17 @@ class Scheduler:
     @property
     def n_ready(self) -> int:
         """Workers that have answered and are not retiring."""
-        return len(self._workers) - self._n_starting - self._n_retiring
+        return len(self._workers) - self._n_starting - self._n_retiring - (self._spare is not None)
+
+    @property
+    def spare(self) -> int | None:
+        """The worker that waits for the place of one which leaves; None if there is none."""
+        return self._spare
+
+    @property
+    def n_leaks(self) -> int:
+        """Workers that were replaced because their memory grew."""
+        return self._leaks.n_found
 
     @property
     def n_idle(self) -> int:
@@ -193,6 +210,12 @@ class Scheduler:
     def n_busy(self) -> int:
         """Workers that have work."""
         return max(self.n_ready - len(self._idle), 0)
+
+    @property
+    def n_occupied(self) -> int:
+        """Workers that start or have work."""
+        is_spare_starting = self._spare is not None and not self._workers[self._spare].has_answered
+        return self._n_starting + self.n_busy + is_spare_starting
 
     @property
     def n_queued(self) -> int:
@@ -216,7 +239,7 @@ class Scheduler:
     @property
     def may_start(self) -> bool:
         """Whether more workers than those that exist are allowed."""
-        return len(self._workers) - self._n_retiring < self.worker_limit
+        return self._n_starting + self.n_ready < self.worker_limit
 
     @property
     def _least(self) -> int:
@@ -328,7 +351,11 @@ class Scheduler:
             worker.n_given += 1
             if ends_soon(chunk) and not self._should_leave(worker):
                 self._partial[worker_id] = None
-            return [SendChunk(worker_id, chunk)]
+            if self._max_tasks_per_child is None:
+                return [SendChunk(worker_id, chunk)]
+            self._place(worker_id, worker, now)
+            self.asks_clock = worker_id in self._due
+            return [SendChunk(worker_id, chunk), *self._start_ahead(now)]
         is_first = not queue.levels
         if is_first:
             queue.since = now
@@ -445,19 +472,25 @@ class Scheduler:
     def worker_ready(self, worker_id: int, now: float) -> list[Action]:
         """A worker that was asked for has answered."""
         worker = self._workers.get(worker_id)
-        if worker is None or worker.state is not State.STARTING:
+        if worker is None or worker.has_answered or worker.state is State.RETIRING:
             return []
-        worker.state = State.READY
+        worker.has_answered = True
         worker.idle_since = now
-        self._n_starting -= 1
         self._failed_starts = 0
         self._cost_model.observe_worker_start(now - worker.asked_at)
+        actions = self._welcome(worker_id, worker, now) if worker.state is State.STARTING else []
+        return actions + self._act(now)
+
+    def _welcome(self, worker_id: int, worker: Worker, now: float) -> list[Action]:
+        """A worker that has answered may work."""
+        worker.state = State.READY
+        self._n_starting -= 1
         warm = [resource_id for resource_id, resource in self._resources.items() if resource.is_warm]
         actions = self._load_ahead(worker_id, worker, warm) if warm and not self._stopping else []
         self._place(worker_id, worker, now)
         if not worker.ahead and self._should_leave(worker):  # fewer are allowed than when it was asked for
             actions.append(self._retire(worker_id, worker))
-        return actions + self._act(now)
+        return actions
 
     def items_done(self, worker_id: int, chunk_id: int, n_items: int, now: float) -> list[Action]:
         """The next `n_items` items of a chunk are settled, in order."""
@@ -558,13 +591,14 @@ class Scheduler:
         if victim is not None and running is not None:
             self._note_victim(worker, worker_id, running[0])
         self.memory.forget_worker(worker_id)
-        self._idle.pop(worker_id, None)
-        self._partial.pop(worker_id, None)
-        self._loaded.pop(worker_id, None)
+        self._leaks.forget_worker(worker_id)
+        self._unfile(worker_id)
         self._limits.forget_worker(worker_id)
         actions: list[Action] = []
-        if worker.state is State.STARTING:
-            self._n_starting -= 1
+        self._n_starting -= worker.state is State.STARTING
+        if worker.state is State.SPARE:
+            self._spare = None
+        if not worker.has_answered and worker.state is not State.RETIRING:
             self._failed_starts += 1
             if self._failed_starts >= _FAILED_STARTS:
                 if not self.n_ready:
@@ -679,11 +713,32 @@ class Scheduler:
 
     # ------------------------------------------------------------------ memory
 
-    def memory_told(self, worker_id: int, chunk_id: int, offset: int, growth: int, used: int, now: float) -> None:
+    def memory_told(
+        self, worker_id: int, chunk_id: int, offset: int, growth: int, used: int, now: float
+    ) -> list[Action]:
         """A worker has measured by how many bytes it grew while it ran items up to this one, and what it uses now."""
         chunk = self.chunk(worker_id, chunk_id)
         if chunk is not None and offset < len(chunk.items):
             self.memory.told(worker_id, self._key_of(chunk, offset), growth, used, now)
+        worker = self._workers.get(worker_id)
+        if worker is None or worker.state is not State.READY or worker.is_leaving:
+            return []
+        held = self.held_by(worker_id)
+        n_run = worker.n_given - sum([chunk.n_left for chunk in worker.chunks.values()])
+        worker.leaked_nbytes = self._leaks.told(
+            worker_id,
+            n_run,
+            used - sum(held.values()),
+            age_s=now - worker.asked_at,
+            replace_s=self._start_s() + (self.load_s(held) or 0.0),
+            part_nbytes=(self.memory.room.limit_nbytes if self.memory.room is not None else 0) / self.max_workers,
+        )
+        if not worker.leaked_nbytes:
+            return []
+        worker.is_leaving = True
+        self._place(worker_id, worker, now)
+        is_done = not worker.chunks and not worker.ahead
+        return [*([self._retire(worker_id, worker)] if is_done else []), *self._act(now)]
 
     def look_at_memory(
         self, room: Room, uses: dict[int, Sample], running: dict[int, tuple[int, int, int] | None], now: float
@@ -693,9 +748,12 @@ class Scheduler:
         self.memory.measured(room, uses, resting, self.max_workers, now)
         busy = self._running()
         n_more = self.memory.n_more_workers(busy, self._n_starting)
+        lacks_memory = self._is_held or (n_more is not None and n_more < 0)
         live = self._n_starting + self.n_ready
         self._memory_cap = None if n_more is None else max(live + max(n_more, -len(self._idle) - self._n_starting), 1)
         actions: list[Action] = []
+        if self._spare is not None and lacks_memory:
+            actions.append(self._kill(self._spare, self._workers[self._spare]))
         if self._is_held:
             actions += self._make_room()
         self._is_held = False  # what still has to wait will say so
@@ -806,6 +864,9 @@ class Scheduler:
         limit = self._limits.next()
         if limit is not None:
             times.append(limit - now)
+        if self._due and self._spare is None and not self._idle:
+            # Where the time had come at a tick, something else is against it.
+            times.extend(at - now for at in self._ahead_times(now).values() if at > self._ticked_at)
         if self._queue.levels and may_start:
             times.append(max(self._queue.since + self._start_s(), self._start_again_at) - now)
         if self._resources:
@@ -894,16 +955,41 @@ class Scheduler:
 
     def worker_views(self) -> list[WorkerView]:
         """What all workers look like."""
-        return [
-            WorkerView(worker_id, self._told_state(worker), worker.n_given, self.held_by(worker_id))
-            for worker_id, worker in self._workers.items()
-        ]
+        return [self._view(worker_id, worker) for worker_id, worker in self._workers.items()]
+
+    def _view(self, worker_id: int, worker: Worker) -> WorkerView:
+        chunk = _at_work(worker)
+        item, expected_s = None, None
+        since = worker.idle_since if worker.has_answered else worker.asked_at
+        if chunk is not None:
+            item, since = (chunk.job_id, chunk.items[chunk.n_done]), chunk.progress_at
+            key = self._key_of(chunk, chunk.n_done)
+            expected_s = None if key is None else self._cost_model.mean_s(key)
+        elif not worker.has_answered:
+            expected_s = self._start_s()
+        because = None
+        if worker.leaked_nbytes:
+            because = f"{recycling.GROWTH} ({worker.leaked_nbytes >> 20} MiB)"
+        elif self._max_tasks_per_child is not None and worker.n_given >= self._max_tasks_per_child:
+            because = recycling.TASKS
+        return WorkerView(
+            worker_id=worker_id,
+            state=self._told_state(worker),
+            n_given=worker.n_given,
+            held=self.held_by(worker_id),
+            since=since,
+            item=item,
+            expected_s=expected_s,
+            leaves_because=because,
+        )
 
     def _told_state(self, worker: Worker) -> str:
         if worker.state is State.STARTING:
             return "starting"
         if worker.state is State.RETIRING:
             return "leaving"
+        if worker.state is State.SPARE:
+            return "spare" if worker.has_answered else "starting"
         if worker.chunks:
             return "busy"
         return "loading" if worker.ahead else "idle"
@@ -1110,23 +1196,32 @@ class Scheduler:
     def _act(self, now: float) -> list[Action]:
         """Give out what may be given out, then see whether the number of workers is right."""
         actions: list[Action] = []
+        if self._spare is not None:
+            actions.extend(self._promote(now))
         live = self._n_starting + self.n_ready
         if self._resources:
             actions.extend(self._close_unneeded())
         is_calm = not self._queue.levels and len(self._turn) == 1 and not self._stopping and not self._loaded
         if is_calm and self._least <= live <= self.worker_limit:
+            if self._due:
+                actions.extend(self._start_ahead(now))
             return actions  # nothing waits and nobody is too many
         self._assign(actions, now)
         if self._stopping and not self._has_tasks and not self._jobs:
             for worker_id, worker in list(self._workers.items()):
                 is_new = not worker.has_run and not any(chunk.n_left for chunk in worker.chunks.values())
                 has_loads = worker.chunks or worker.ahead
-                if worker.state is State.STARTING or (worker.state is State.READY and has_loads and is_new):
+                is_idle = worker.state is State.READY and not worker.chunks
+                if worker.state is State.RETIRING:
+                    continue
+                if not worker.has_answered or (worker.state is State.READY and has_loads and is_new):
                     actions.append(self._kill(worker_id, worker))  # it still imports what nobody wants of it any more
-                elif worker.state is State.READY and not worker.chunks:
+                elif is_idle or worker.state is State.SPARE:
                     actions.append(self._retire(worker_id, worker))
             return actions
         surplus = self._n_starting + self.n_ready - self.worker_limit
+        if surplus > 0 and self._spare is not None:
+            actions.append(self._kill(self._spare, self._workers[self._spare]))
         if surplus > 0 and self._n_starting:  # those that have loaded nothing yet go first
             starting = [pair for pair in self._workers.items() if pair[1].state is State.STARTING]
             actions.extend(self._kill(*pair) for pair in starting[-surplus:])
@@ -1140,7 +1235,53 @@ class Scheduler:
         wanted = max(self._demand(now), self._least - self._n_starting - self.n_ready)
         if wanted > 0:
             actions.extend(self._start(wanted, now))
+        if self._due:
+            actions.extend(self._start_ahead(now))
         return actions
+
+    def _start_ahead(self, now: float) -> list[Action]:
+        """Start the worker that takes the place of one which leaves soon."""
+        if self._spare is not None or self._idle or self._failed_starts or self._is_over or self._is_held:
+            return []
+        if self._stopping and not self._has_tasks and not any(job.n_waiting for job in self._jobs.values()):
+            return []
+        n_more = self.memory.n_more_workers(self._running(), self._n_starting)
+        if n_more is not None and n_more < 1:
+            return []  # the old one leaves first
+        due = next((worker_id for worker_id, at in self._ahead_times(now).items() if at <= now), None)
+        if due is None:
+            return []
+        has_place = self._n_starting + self.n_ready < self.worker_limit
+        if not has_place and len(self._workers) > self.worker_limit:
+            return []  # one that leaves is still there
+        self._workers[due].has_successor = True
+        if has_place:
+            return self._start(1, now)
+        self._ids += 1
+        self._workers[self._ids] = Worker(now)
+        self._workers[self._ids].state = State.SPARE
+        self._spare = self._ids
+        return [StartWorker(self._ids)]
+
+    def _ahead_times(self, now: float) -> dict[int, float]:
+        """When the successors start of those that leave soon and have none yet, in seconds."""
+        times = {}
+        for worker_id in self._due:
+            worker = self._workers[worker_id]
+            if not worker.has_successor:
+                began = next(iter(worker.chunks.values())).progress_at
+                times[worker_id] = recycling.starts_ahead_at(began, self._rest_s(worker, now), self._start_s())
+        return times
+
+    def _promote(self, now: float) -> list[Action]:
+        """Let the worker that waits for a place have it, if there is one."""
+        if self._spare is None or self._n_starting + self.n_ready >= self.worker_limit:
+            return []
+        worker_id, self._spare = self._spare, None
+        worker = self._workers[worker_id]
+        worker.state = State.STARTING
+        self._n_starting += 1
+        return self._welcome(worker_id, worker, now) if worker.has_answered else []
 
     def _assign(self, actions: list[Action], now: float) -> None:
         refused: set[_Source] = set()
@@ -1355,47 +1496,55 @@ class Scheduler:
             yield chunk.given_at + 3 * (chunk.expected_s or 0.0) + OVERDUE_S + 1e-6
 
     def _place(self, worker_id: int, worker: Worker, now: float) -> None:
-        """File a worker under idle, partial and loaded, or none of them, after its chunks changed."""
-        self._idle.pop(worker_id, None)
-        self._partial.pop(worker_id, None)
-        self._loaded.pop(worker_id, None)
+        """File a worker under idle, partial, loaded and due, or none of them, after its chunks changed."""
+        self._unfile(worker_id)
         if worker.state is not State.READY:
             return
         if rest(worker):
             self._loaded[worker_id] = None
+        if not worker.chunks:
+            worker.idle_since = now
+        elif self._is_spent(worker):
+            self._due[worker_id] = None
         if self._should_leave(worker) or worker.ahead:
             return
         if not worker.chunks:
-            worker.idle_since = now
             self._idle[worker_id] = None
         elif len(worker.chunks) < _DEPTH and ends_soon(next(iter(worker.chunks.values()))):
             self._partial[worker_id] = None
 
-    def _should_leave(self, worker: Worker) -> bool:
-        """Whether a worker gets no more work: it has had its share, or there are more workers than allowed."""
-        if worker.is_leaving:
-            return True
-        if self._max_tasks_per_child is not None and worker.n_given >= self._max_tasks_per_child:
-            return True
-        return self.n_ready > self.worker_limit
-
-    def _retire(self, worker_id: int, worker: Worker) -> RetireWorker:
-        worker.state = State.RETIRING
-        self._n_retiring += 1
+    def _unfile(self, worker_id: int) -> None:
         self._idle.pop(worker_id, None)
         self._partial.pop(worker_id, None)
         self._loaded.pop(worker_id, None)
+        if self._due:
+            self._due.pop(worker_id, None)
+
+    def _should_leave(self, worker: Worker) -> bool:
+        """Whether a worker gets no more work: it has had its share, or there are more workers than allowed."""
+        return self._is_spent(worker) or self.n_ready > self.worker_limit
+
+    def _is_spent(self, worker: Worker) -> bool:
+        """Whether another worker should take its place."""
+        return worker.is_leaving or (
+            self._max_tasks_per_child is not None and worker.n_given >= self._max_tasks_per_child
+        )
+
+    def _retire(self, worker_id: int, worker: Worker) -> RetireWorker:
+        self._end(worker_id, worker)
         return RetireWorker(worker_id)
 
     def _kill(self, worker_id: int, worker: Worker) -> KillWorker:
-        if worker.state is not State.RETIRING:
-            self._n_starting -= worker.state is State.STARTING
-            self._n_retiring += 1
-            worker.state = State.RETIRING
-        self._idle.pop(worker_id, None)
-        self._partial.pop(worker_id, None)
-        self._loaded.pop(worker_id, None)
+        self._end(worker_id, worker)
         return KillWorker(worker_id)
+
+    def _end(self, worker_id: int, worker: Worker) -> None:
+        self._n_starting -= worker.state is State.STARTING
+        self._n_retiring += worker.state is not State.RETIRING
+        if worker.state is State.SPARE:
+            self._spare = None
+        worker.state = State.RETIRING
+        self._unfile(worker_id)
 
     def _demand(self, now: float) -> int:
         """Workers to start for what waits, beyond those that are starting."""

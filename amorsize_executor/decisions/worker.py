@@ -19,6 +19,7 @@ class State(Enum):
     """Where a worker is in its life."""
 
     STARTING = "starting"
+    SPARE = "spare"
     READY = "ready"
     RETIRING = "retiring"
 
@@ -27,7 +28,8 @@ class Worker:
     """A worker that exists."""
 
     __slots__ = (
-        "ahead", "asked_at", "chunks", "has_run", "held", "idle_since", "is_leaving", "n_given", "state", "unloaded",
+        "ahead", "asked_at", "chunks", "has_answered", "has_run", "has_successor", "held", "idle_since", "is_leaving",
+        "leaked_nbytes", "n_given", "state", "unloaded",
     )  # fmt: skip
 
     def __init__(self, now: float) -> None:
@@ -36,7 +38,10 @@ class Worker:
         self.chunks: dict[int, Chunk] = {}  # by chunk id, in the order given; one runs, the others wait
         self.n_given = 0  # items in its life, for max_tasks_per_child
         self.has_run = False  # some item of it was settled
+        self.has_answered = False
         self.is_leaving = False  # it gets no more work, and leaves after what it has
+        self.leaked_nbytes = 0  # by which its memory grew, if it leaves for that
+        self.has_successor = False  # another worker was started to take its place
         self.idle_since = now
         self.held: dict[int, int] = {}  # bytes by resource, what was used last at the end; what it will have counts
         self.unloaded: set[int] = set()  # those of `held` that it has not told to have
@@ -51,17 +56,30 @@ class WorkerView(NamedTuple):
     worker_id
         Its number.
     state
-        "starting", "loading" (resources, ahead of tasks), "idle", "busy" or "leaving".
+        "starting", "spare" (it waits for the place of one that leaves), "loading" (resources, ahead of tasks), "idle",
+        "busy" or "leaving".
     n_given
         Items that it was given in its life.
     held
         Bytes of the resources that it has.
+    since
+        When that state began, or the item that it runs, or the group of items, in seconds.
+    item
+        The item that it runs, or will next: (map or None, item or task); None if it has none.
+    expected_s
+        How long that, or its start, takes by prediction, in seconds; None if nobody knows.
+    leaves_because
+        Why it gets no more work; None if it does, or if there is no work for it.
     """
 
     worker_id: int
     state: str
     n_given: int
     held: dict[int, int]
+    since: float
+    item: tuple[int | None, int] | None
+    expected_s: float | None
+    leaves_because: str | None
 
 
 def ends_soon(chunk: Chunk) -> bool:

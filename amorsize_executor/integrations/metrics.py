@@ -24,7 +24,7 @@ except ModuleNotFoundError as error:
 from ..executor import AmorsizeExecutor
 from ..stats import ExecutorStats, TimeSummary
 
-_STATES = ("starting", "loading", "idle", "busy", "leaving")
+_STATES = ("starting", "spare", "loading", "idle", "busy", "leaving", "stopped", "stuck")
 
 #: Guards `_exporters` and what they hold.
 _lock = threading.Lock()

@@ -28,6 +28,16 @@ def is_stopped(pid: int) -> bool:
         return True
 
 
+def is_gone(pid: int) -> bool:
+    """Whether a process has ended, though nobody may have asked yet how."""
+    import psutil
+
+    try:
+        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
+
+
 def children(pid: int) -> list[int]:
     """Processes that a process has started and that have not ended."""
     if sys.platform == "linux":

@@ -66,7 +66,8 @@ class FakePool:
 
     def idle(self) -> list[int]:
         """Ready workers without work, which load nothing ahead of it either."""
-        return [i for i in self.ready if not self.chunks[i] and not self.loading.get(i)]
+        spare = self.scheduler.spare
+        return [i for i in self.ready if not self.chunks[i] and not self.loading.get(i) and i != spare]
 
     def busy(self) -> list[int]:
         """Workers with work."""
@@ -201,10 +202,12 @@ class FakePool:
             assert action.worker_id not in self.chunks, "worker ids are used once"
             self.starting.append(action.worker_id)
             self.chunks[action.worker_id] = []
-            assert len(self.starting) + len(self.ready) <= self.scheduler.worker_limit, "more workers than allowed"
+            n_spare = self.scheduler.spare is not None
+            assert len(self.starting) + len(self.ready) - n_spare <= self.scheduler.worker_limit, "too many workers"
         elif isinstance(action, SendChunk):
             worker_id, chunk = action
             assert worker_id in self.ready, "work goes to workers that have answered and do not leave"
+            assert worker_id != self.scheduler.spare, "who waits for the place of another gets no work"
             assert len(left(chunk)), "no chunk is empty"
             self.sent.append(action)
             self.chunks[worker_id].append(chunk)

@@ -114,6 +114,10 @@ class FaultWorld:
         self.own_retries: dict[int | None, int] = {}  # by map; tasks have ids of their own
         self.needy: set[int] = set()
         self.fault_rate = rng.choice((0.0, 0.05, 0.2))
+        self.leaks = rng.random() < 0.25
+        self.used: Counter[int] = Counter()  # memory of leaking workers, in bytes
+        if self.leaks:
+            model.observe_worker_start(0.0)  # so soon is a worker old enough
 
     # ------------------------------------------------------------------ the play
 
@@ -522,6 +526,10 @@ class FaultWorld:
             items = chunk.items[offset : offset + n]
             assert offset == chunk.n_done, "results come in order"
             assert len(items) == n, "a result of an item that was taken back"
+            if self.leaks:
+                self.used[worker_id] += n << 28
+                told = (chunk_id, offset + n - 1, 0, self.used[worker_id])
+                self.add(_IO, scheduler.memory_told(worker_id, *told, self.now))
             actions = scheduler.items_done(worker_id, chunk_id, n, self.now)
             for i in items:
                 self.settle_first((chunk.job_id, i), "done")

@@ -376,7 +376,7 @@ class Events(RuleBasedStateMachine):
     def the_scheduler_knows_its_workers(self) -> None:
         pool = self.pool
         assert set(self.scheduler.worker_ids()) == {*pool.starting, *pool.ready, *pool.leaving}
-        assert self.scheduler.n_ready == len(pool.ready)
+        assert self.scheduler.n_ready == len(pool.ready) - (self.scheduler.spare in pool.ready)
         assert self.scheduler.n_idle == len(pool.idle())
 
     # how it ends
