@@ -61,6 +61,8 @@ _BARE_NBYTES = 12 << 20
 _FAT_NBYTES = 32 << 20
 #: What others have taken beside it is less than this share of what one has taken: it was alone in that.
 _ALONE_SHARE = 0.1
+#: Tasks are ended only if they take this share of what is missing: what this process itself takes is not their fault.
+_FAULT_SHARE = 0.5
 #: What is remembered for functions, at most.
 _MOST_KEYS = 4096
 
@@ -358,13 +360,18 @@ class MemoryGate:
     def excess(self, running: Sequence[Running], idle: Collection[int]) -> Excess | None:
         """Who must go so that the limit holds; None while it does."""
         room = self.room
-        if room is None or room.last_nbytes >= min(_LAST_SHARE * room.limit_nbytes, _LAST_NBYTES):
+        if room is None:
+            return None
+        missing = min(_LAST_SHARE * room.limit_nbytes, _LAST_NBYTES) - room.last_nbytes
+        if missing <= 0:
             return None
         fattest = self.fattest(idle)
         if fattest is not None:
             return Excess(fattest, self._uses[fattest].nbytes, room.limit_nbytes, "idle")
         growers = sorted([each for each in running if self._grown(each)], key=self._grown, reverse=True)
         if not growers or self._grown(growers[0]) <= SMALL_NBYTES:
+            return None
+        if sum(map(self._grown, growers)) < _FAULT_SHARE * missing:
             return None  # it is not tasks that take it
         first, others = growers[0], [self._grown(each) for each in growers[1:]]
         most = self._grown(first)

@@ -1178,18 +1178,24 @@ class Scheduler:
                 return
 
     def _times_of_needs(self, now: float, may_start: bool) -> Iterator[float]:
-        """Seconds until those that wait for a worker with their resources should have one without, or another one."""
+        """Seconds until those that wait for a worker with their resources should have one without, or another one.
+
+        Those whose time had come at a tick wait for something else, such as memory.
+        """
         for needs, lane in self._lanes.items():
             if lane.levels:
                 loading_s = self.load_s(needs) or 0.0
                 if self._idle:
-                    yield lane.head_since + loading_s - now
+                    if lane.head_since + loading_s > self._ticked_at:
+                        yield lane.head_since + loading_s - now
                 elif may_start:
                     yield max(lane.since + self._start_s() + loading_s, self._start_again_at) - now
         if self._idle:
             for job in self._jobs.values():
                 if job.needs and job.n_waiting and not job.held:
-                    yield job.head_since + (self.load_s(job.needs) or 0.0) - now
+                    at = job.head_since + (self.load_s(job.needs) or 0.0)
+                    if at > self._ticked_at:
+                        yield at - now
 
     # ------------------------------------------------------------------ inside
 

@@ -56,7 +56,7 @@ def draw_plan(plan: Plan, ax: Axes | None = None) -> Figure:
     Examples
     --------
     >>> from amorsize_executor import AmorsizeExecutor
-    >>> with AmorsizeExecutor(2) as executor:
+    >>> with AmorsizeExecutor(2) as executor:  # doctest: +SKIP
     ...     figure = draw_plan(executor.plan(abs, range(1000)))
     >>> figure.savefig("plan.png")  # doctest: +SKIP
     """

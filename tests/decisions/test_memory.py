@@ -169,6 +169,18 @@ def test_a_task_is_not_ended_for_what_its_worker_took_to_start() -> None:
     assert not machine.too_large
 
 
+def test_nobody_is_ended_where_that_would_not_help() -> None:
+    machine = Machine(1, GIB, lambda item: Load(20 * MIB, run_s=10.0))
+    machine.submit(1)
+    machine.become_ready(machine.starting[0])
+    for _ in range(100):
+        machine.step(1e-3)
+    uses = sum(machine.uses().values())
+    machine.do(machine.scheduler.look_at_memory(Room(GIB, -GIB, -GIB), machine.samples(), {}, machine.now))
+    assert sum(machine.uses().values()) == uses
+    assert not machine.too_large
+
+
 def test_as_many_run_at_once_as_fit() -> None:
     machine = Machine(8, 2 * GIB, lambda item: Load(300 * MIB))
     elapsed = run_map(machine, 60)
@@ -219,6 +231,19 @@ def test_cheap_long_tasks_of_an_unknown_function_begin_within_a_moment() -> None
     machine = Machine(16, GIB, lambda item: Load(2 * MIB, 1.0))
     elapsed = run_map(machine, 16)
     assert elapsed < machine.start_s + 1.0 + 0.25
+
+
+def test_what_waits_for_memory_does_not_ask_for_the_clock() -> None:
+    machine = Machine(2, GIB, lambda item: Load(0))
+    machine.start(2)
+    machine.limit = 100
+    machine.look_at_memory()
+    machine.scheduler.add_resource(1)
+    machine.do(machine.scheduler.submit(1, "f", machine.now, needs=frozenset({1})))
+    machine.do(machine.scheduler.submit(2, "f", machine.now, needs=frozenset({1})))
+    machine.do(machine.scheduler.tick(machine.now))
+    in_s = machine.scheduler.next_tick(machine.now)
+    assert in_s is None or in_s > 0
 
 
 def test_short_tasks_are_never_held_back() -> None:

@@ -217,7 +217,7 @@ def test_a_worker_that_leaks_is_replaced_and_nothing_is_lost(
         stats = executor.stats()
         assert stats.workers_leaked >= 1
         assert stats.workers_died == stats.tasks_failed == 0
-        assert 1 < len(set(pids)) == stats.workers_leaked + 1
+        assert 1 < len(set(pids)) <= stats.workers_leaked + 1
     await_warning(warnings, "memory has grown")
 
 
