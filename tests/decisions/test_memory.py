@@ -239,8 +239,8 @@ def test_what_waits_for_memory_does_not_ask_for_the_clock() -> None:
     machine.limit = 100
     machine.look_at_memory()
     machine.scheduler.add_resource(1)
-    machine.do(machine.scheduler.submit(1, "f", machine.now, needs=frozenset({1})))
-    machine.do(machine.scheduler.submit(2, "f", machine.now, needs=frozenset({1})))
+    machine.do(machine.scheduler.submit(1, "never seen", machine.now, needs=frozenset({1})))
+    machine.do(machine.scheduler.submit(2, "never seen", machine.now, needs=frozenset({1})))
     machine.do(machine.scheduler.tick(machine.now))
     in_s = machine.scheduler.next_tick(machine.now)
     assert in_s is None or in_s > 0
