@@ -236,12 +236,13 @@ def test_cheap_long_tasks_of_an_unknown_function_begin_within_a_moment() -> None
 def test_what_waits_for_memory_does_not_ask_for_the_clock() -> None:
     machine = Machine(2, GIB, lambda item: Load(0))
     machine.start(2)
-    machine.limit = 100
+    machine.limit = 26 * MIB
     machine.look_at_memory()
     machine.scheduler.add_resource(1)
     machine.do(machine.scheduler.submit(1, "never seen", machine.now, needs=frozenset({1})))
     machine.do(machine.scheduler.submit(2, "never seen", machine.now, needs=frozenset({1})))
     machine.do(machine.scheduler.tick(machine.now))
+    assert (machine.scheduler.n_idle, machine.scheduler.n_queued) == (1, 1), "it waits for memory"
     in_s = machine.scheduler.next_tick(machine.now)
     assert in_s is None or in_s > 0
 
