@@ -84,7 +84,7 @@ def cpu_model(root: str | Path = "/") -> str:
 
 def memory_limit(root: str | Path = "/") -> int:
     """Bytes of memory that this process and its workers may use: the smallest of host and cgroup limits."""
-    return min([_host_memory(), *cgroups.memory_limits(os.fspath(root))])
+    return min([_host_memory(os.fspath(root)), *cgroups.memory_limits(os.fspath(root))])
 
 
 class FreeMemory(NamedTuple):
@@ -206,7 +206,10 @@ def forget_peak() -> bool:
     return True
 
 
-def _host_memory() -> int:
+def _host_memory(root: str) -> int:
+    found = _memory_info(root, "MemTotal")
+    if found:
+        return found["MemTotal"]
     import psutil
 
     return int(psutil.virtual_memory().total)
@@ -214,16 +217,22 @@ def _host_memory() -> int:
 
 def _available_memory(root: str) -> tuple[int, int]:
     """Bytes that processes can take without swapping, and free swap."""
-    found: dict[str, int] = {}
-    for line in _read(os.path.join(root, "proc/meminfo")).splitlines():
-        name, _, value = line.partition(":")
-        if name in ("MemAvailable", "SwapFree"):
-            found[name] = int(value.split()[0]) * 1024
+    found = _memory_info(root, "MemAvailable", "SwapFree")
     if "MemAvailable" in found:
         return found["MemAvailable"], found.get("SwapFree", 0)
     import psutil
 
     return int(psutil.virtual_memory().available), int(psutil.swap_memory().free)
+
+
+def _memory_info(root: str, *names: str) -> dict[str, int]:
+    """What Linux tells of its memory, in bytes; empty elsewhere."""
+    found: dict[str, int] = {}
+    for line in _read(os.path.join(root, "proc/meminfo")).splitlines():
+        name, _, value = line.partition(":")
+        if name in names:
+            found[name] = int(value.split()[0]) * 1024
+    return found
 
 
 def _cpu_model(root: str) -> str:
