@@ -146,3 +146,58 @@ def test_without_joblib_the_error_says_what_to_install() -> None:
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50, check=True).stdout
     assert "amorsize_executor[ml]" in out
+
+
+# ---------------------------------------------------------------------- options, and other loops
+
+
+_seen: list[object] = []
+
+
+def note(value: object) -> None:
+    _seen.append(value)
+
+
+def seen() -> list[object]:
+    return _seen
+
+
+def test_workers_are_initialized() -> None:
+    with joblib.Parallel(initializer=note, initargs=("ready",)) as parallel:
+        results = parallel(joblib.delayed(seen)() for _ in range(20))
+    assert results == [["ready"]] * 20
+    assert joblib.Parallel()(joblib.delayed(seen)() for _ in range(4)) == [[]] * 4, "those of others are not"
+
+
+def test_unknown_options_are_refused() -> None:
+    with pytest.raises(TypeError, match="has no option start_method"):
+        joblib.Parallel(start_method="fork")(joblib.delayed(pid)() for _ in range(2))
+
+
+def test_a_loop_in_a_daemonic_process_runs_there() -> None:
+    import multiprocessing
+
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        own, pids = pool.apply(_loop_in_pool)
+    assert pids == {own}
+
+
+def _loop_in_pool() -> tuple[int, set[int]]:
+    with pytest.warns(UserWarning, match="daemonic"):
+        return os.getpid(), set(joblib.Parallel(n_jobs=2, backend="amorsize")(joblib.delayed(pid)() for _ in range(4)))
+
+
+def _loop(_: object) -> list[int]:
+    return joblib.Parallel(n_jobs=2, backend="amorsize")(joblib.delayed(square)(x) for x in range(4))
+
+
+def test_a_task_may_name_the_backend() -> None:
+    assert joblib.Parallel()(joblib.delayed(_loop)(x) for x in range(2)) == [[0, 1, 4, 9]] * 2
+
+
+def test_a_loop_that_fails_leaves_the_workers_to_another() -> None:
+    others = joblib.Parallel(return_as="generator")(joblib.delayed(square)(x) for x in range(500))
+    assert next(others) == 0
+    with pytest.raises(ValueError, match="3 is bad"):
+        joblib.Parallel()(joblib.delayed(fail_on)(3, x) for x in range(100))
+    assert list(others) == [x * x for x in range(1, 500)]
