@@ -176,9 +176,10 @@ def calm(seconds: float, n_rounds: int) -> tuple[Table, list[str]]:
                 seen[server.name].append(loaded(server, requests, seconds))
                 print(f"round {number}: {server.name}: {seen[server.name][-1]}", flush=True)
         rate = EQUAL_SHARE * median(found["per_second"] for found in seen["standard"])
-        for server in servers:
-            equal[server.name].append(loaded(server, requests, seconds, rate))
-            print(f"{rate:.0f} a second: {server.name}: {equal[server.name][-1]}", flush=True)
+        for number in range(n_rounds):
+            for server in servers[number % len(servers) :] + servers[: number % len(servers)]:
+                equal[server.name].append(loaded(server, requests, seconds, rate))
+                print(f"{rate:.0f} a second: {server.name}: {equal[server.name][-1]}", flush=True)
     figures = {
         name: (
             middle(seen[name], "per_second"),
