@@ -16,7 +16,7 @@ from ..decisions.plan import format_time
 from ..executor import AmorsizeExecutor
 from ..integrations.progress import is_watched, make_progress
 from ..workers.functions import cost_key
-from ..workers.serialize import name_of
+from ..workers.serialize import has_handle, name_of
 from . import workload
 from .arguments import Bounds, check_common, check_count, check_progress
 from .choice import choose, keep, learn, profile_of, seed
@@ -158,7 +158,8 @@ def execute(
         taken over, once, if neither function nor items have changed since.
     n_jobs, chunksize
         Use exactly these, as `optimize` chose them for example. ``n_jobs=1`` is a plain loop in this process, with no
-        copies and no need to pickle; otherwise so many workers compute. A `chunksize` alone fixes only that.
+        copies and no need to pickle, unless something in it was given by `share` or `resource`, which only workers
+        have; otherwise so many workers compute. A `chunksize` alone fixes only that.
     max_workers, memory_limit
         Bounds, as for `optimize`. For each distinct pair an executor of its own is kept warm, for a few of them.
     sample_size
@@ -207,7 +208,7 @@ def execute(
             say(f"{name_of(func)}: there are no items, nothing to do")
         return []
     call = _Call(func, items, take_over(func, data), progress, verbose)
-    if n_jobs == 1:
+    if n_jobs == 1 and not (has_handle(func) or any(map(has_handle, items))):
         return call.run_serially(sample_size if profile else 0)
     if n_jobs is not None:
         bounds = Bounds(n_jobs, bounds.memory_limit)

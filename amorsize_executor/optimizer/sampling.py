@@ -237,12 +237,12 @@ class Sampler:
             sample.are_scalars = sample.are_scalars and serialize.is_scalar(item)
             try:
                 began = time.perf_counter()
-                data, buffers = _pickled(item)
+                data, buffers = _pickled(item, serialize.dumps_to_compare)
                 sample.nbytes_in += _copied_nbytes(data, buffers)
                 sample.pickle_in_s += time.perf_counter() - began
                 sample.n_pickled += 1
                 sample.digests[index] = _digest(data, buffers)
-            except Exception:  # perhaps it goes to workers only as they are sent things; if not, the map tells
+            except Exception:  # it cannot be pickled: the map tells
                 pass
             is_large = sample.nbytes_in - nbytes_before > most_nbytes
             before = time.perf_counter()
@@ -297,7 +297,7 @@ def profiled(func: Callable[[Any], Any], n_items: int) -> tuple[Callable[[Any], 
 
 def fingerprint(obj: Any) -> bytes:
     """Digest of the pickle of an object: another one if it has changed."""
-    return _digest(*_pickled(obj))
+    return _digest(*_pickled(obj, serialize.dumps_to_compare))
 
 
 def _digest(data: bytes, buffers: list[pickle.PickleBuffer]) -> bytes:
@@ -307,9 +307,9 @@ def _digest(data: bytes, buffers: list[pickle.PickleBuffer]) -> bytes:
     return digest.digest()
 
 
-def _pickled(obj: Any) -> tuple[bytes, list[pickle.PickleBuffer]]:
+def _pickled(obj: Any, dumps: Callable[..., bytes]) -> tuple[bytes, list[pickle.PickleBuffer]]:
     buffers: list[pickle.PickleBuffer] = []
-    return serialize.dumps(obj, buffers.append), buffers
+    return dumps(obj, buffers.append), buffers
 
 
 def _copied_nbytes(data: bytes, buffers: list[pickle.PickleBuffer]) -> int:
@@ -371,7 +371,7 @@ class _Timed:
         ended = time.perf_counter()
         cpu_s = _cpu_s() - cpu_s
         try:
-            nbytes = _copied_nbytes(*_pickled(value))
+            nbytes = _copied_nbytes(*_pickled(value, serialize.dumps))
         except Exception as error:
             what = f"the result of {self.__qualname__}, a {type(value).__qualname__!r} object,"
             raise not_picklable(what, error) from error.__cause__

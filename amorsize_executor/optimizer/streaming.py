@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import chain, islice
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import machine
 from ..decisions.plan import format_time
 from ..workers.functions import cost_key
-from ..workers.serialize import name_of
+from ..workers.serialize import has_handle, name_of
 from . import workload
 from .arguments import Bounds, check_common, check_count, shown
 from .choice import Choice, choose, learn, profile_of
@@ -23,6 +23,9 @@ from .items import as_items, is_array, is_of_item, item_count, iterate, note_ind
 from .results import Profile, StreamingOptimizationResult
 from .sampling import Sample, Sampler, fingerprint
 from .workload import Workload
+
+if TYPE_CHECKING:
+    from ..executor import AmorsizeExecutor
 
 #: An input of unknown length is planned as one of so much work, in seconds: long enough for workers to start.
 _ASSUMED_S = 60.0
@@ -248,18 +251,10 @@ class _Stream:
             yield known.pop()
         name, result = name_of(self._func), self._result
         with executor_for(*self._bounds) as executor:
-            results: Iterator[Any]
-            if result.is_serial:
-                results = map(self._func, items)
+            if result.is_serial and not has_handle(self._func):
+                results = self._serially(executor, items)
             else:
-                results = executor.start_map(
-                    self._func,
-                    items,
-                    chunksize=result.chunksize,
-                    buffersize=result.buffersize,
-                    n_workers=result.n_jobs,
-                    progress=False,
-                ).results
+                results = self._mapped(executor, items)
             while True:
                 try:
                     value = next(results)
@@ -272,6 +267,25 @@ class _Stream:
                 n += 1
                 yield value
                 del value
+
+    def _serially(self, executor: AmorsizeExecutor, items: Iterator[Any]) -> Iterator[Any]:
+        """A plain loop; from the first item on that has a handle, which only workers know, one worker goes on."""
+        for item in items:
+            if has_handle(item):
+                yield from self._mapped(executor, chain((item,), items))
+                return
+            yield self._func(item)
+
+    def _mapped(self, executor: AmorsizeExecutor, items: Iterator[Any]) -> Iterator[Any]:
+        result = self._result
+        return executor.start_map(
+            self._func,
+            items,
+            chunksize=result.chunksize,
+            buffersize=result.buffersize,
+            n_workers=result.n_jobs,
+            progress=False,
+        ).results
 
 
 def _in_order(sample: Sample) -> list[Any]:

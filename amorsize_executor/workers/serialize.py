@@ -352,6 +352,41 @@ def check(obj: object) -> None:
     encode(obj, _Checker())
 
 
+def dumps_to_compare(obj: object, buffer_callback: Callable[[pickle.PickleBuffer], Any]) -> bytes:
+    """Pickle what is not sent anywhere; a handle of a `Shared` or `Resource` inside stands for itself."""
+    before, sending.writer = sending.writer, _Checker()
+    try:
+        return dumps(obj, buffer_callback)
+    finally:
+        sending.writer = before
+
+
+class _Finder(_Checker):
+    """Finds handles."""
+
+    has_found = False
+
+    def refer(self, block: object) -> None:
+        """Of a `Shared`."""
+        self.has_found = True
+
+    def need(self, resource: object) -> None:
+        """Of a `Resource`."""
+        self.has_found = True
+
+
+def has_handle(obj: object) -> bool:
+    """Whether a handle of a `Shared` or `Resource` is inside, so that only a worker has what it stands for."""
+    if not _Sending.is_asked_for or is_immutable(obj):
+        return False
+    finder = _Finder()
+    try:
+        encode(obj, finder, has_bulk=bulk.is_among((obj,)))
+    except Exception:  # it cannot be sent: what was found until then counts
+        pass
+    return finder.has_found
+
+
 def name_of(obj: object) -> str:
     """A short name of an object for a message."""
     name = getattr(obj, "__qualname__", None)

@@ -82,3 +82,16 @@ class Model:
 
     def predict(self, x: int) -> int:
         return self.factor * x
+
+
+def predict(model: Model, x: int) -> int:
+    return model.predict(x)
+
+
+def predict_item(item: tuple[int, list[Model]]) -> int:
+    x, (model,) = item
+    return model.predict(x)
+
+
+def here(_: object) -> int:
+    return os.getpid()

@@ -381,3 +381,20 @@ def test_the_child_of_a_fork_has_workers_of_its_own(tmp_path: Path) -> None:
 def test_in_a_task_of_another_executor() -> None:
     with AmorsizeExecutor(1) as executor:
         assert executor.submit(execute, executor_tasks.square, [1, 2, 3]).result() == [1, 4, 9]
+
+
+# ---------------------------------------------------------------------- handles
+
+
+@pytest.mark.parametrize("n_jobs", [None, 1, 2])
+def test_what_share_and_resource_give_stands_for_the_object(n_jobs: int | None) -> None:
+    executor = default_executor()
+    with executor.resource(tasks.Model, 3) as model, executor.share([1, 2, 3]) as numbers:
+        assert execute(functools.partial(tasks.predict, model), [1, 2], n_jobs=n_jobs) == [3, 6]
+        assert execute(sum, [[1, 1], numbers], n_jobs=n_jobs) == [2, 6]
+        assert execute(tasks.predict_item, [(2, [model])], n_jobs=n_jobs) == [6]
+
+
+def test_one_job_needs_no_worker_for_items_without_handles() -> None:
+    with default_executor().share([1, 2]):
+        assert execute(tasks.here, [0, threading.Lock()], n_jobs=1) == [os.getpid()] * 2

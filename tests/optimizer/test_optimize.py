@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from amorsize_executor import OptimizationResult, WorkerDied, execute, optimize
+from amorsize_executor import OptimizationResult, WorkerDied, default_executor, execute, optimize
 from amorsize_executor.optimizer import sampling
 from amorsize_executor.optimizer.items import spread
 
@@ -324,3 +324,13 @@ def test_plot() -> None:
     figure_class = pytest.importorskip("matplotlib.figure").Figure
     assert isinstance(optimize(executor_tasks.square, range(1000)).plot(), figure_class)
     assert OptimizationResult(1, 1, 1.0, 0.0, "because").plan is None
+
+
+def test_what_share_and_resource_give_stands_for_the_object() -> None:
+    executor = default_executor()
+    with executor.resource(tasks.Model, 3) as model, executor.share([1, 2, 3]) as numbers:
+        predict = functools.partial(tasks.predict, model)
+        result = optimize(predict, range(4))
+        assert execute(predict, result.data, n_jobs=result.n_jobs) == [0, 3, 6, 9]
+        result = optimize(sum, [[1], numbers])
+        assert execute(sum, result.data, n_jobs=result.n_jobs) == [1, 6]

@@ -4,12 +4,13 @@ import functools
 import itertools
 import math
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import pytest
 
-from amorsize_executor import StreamingOptimizationResult, execute, optimize_streaming
+from amorsize_executor import StreamingOptimizationResult, default_executor, execute, optimize_streaming
 from amorsize_executor.optimizer import streaming
 from amorsize_executor.optimizer.arguments import Bounds
 from amorsize_executor.optimizer.choice import Choice
@@ -202,3 +203,12 @@ def test_a_slow_input_is_told_and_not_read_far_ahead() -> None:
     assert list(streaming.slow_input(1e-3, choice, load)) == []
     (told,) = streaming.slow_input(6e-3, choice, load)
     assert "takes 6 ms for 10 ms of work" in told
+
+
+def test_what_share_and_resource_give_stands_for_the_object(how: str) -> None:
+    executor = default_executor()
+    with executor.resource(tasks.Model, 3) as model, executor.share([1, 2, 3]) as numbers:
+        predict = functools.partial(tasks.predict, model)
+        assert list(optimize_streaming(predict, iter(range(50))).stream()) == [3 * x for x in range(50)]
+        late = chain([[x] for x in range(40)], [numbers] * 2)
+        assert list(optimize_streaming(sum, late).stream()) == [*range(40), 6, 6]
