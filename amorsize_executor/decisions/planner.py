@@ -49,7 +49,7 @@ SAMPLE_S = 0.5e-3
 SAMPLE_ITEMS = 3
 LONG_SAMPLE_S = 30e-3
 #: A caller who helps does this share of a worker's work: it also reads results and hands out chunks.
-CALLER_SHARE = 0.9
+CALLER_SHARE = 0.7
 #: The caller helps only while carrying items takes it less than this share of its time.
 _BUSY_CARRYING = 0.25
 #: With a worker at hand, an item predicted longer than this does not run in the caller, in seconds.
