@@ -24,7 +24,7 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import CancelledError, Future
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
@@ -337,7 +337,35 @@ class Dispatcher:
             self._gate.open()
             actions = self.scheduler.tick(time.perf_counter()) if self.is_shut_down else []
         task.close()
+        task.future.set_running_or_notify_cancel()  # tells those who wait for several
         self.execute(actions)
+
+    def end_tasks(self, futures: Iterable[Future[Any]]) -> None:
+        """Nobody wants these tasks any more: those that wait leave the queue, those that run are ended."""
+        begun = []
+        for future in futures:
+            if future.cancel():
+                if isinstance(future, TaskFuture):
+                    self.withdraw(future)
+            elif isinstance(future, TaskFuture) and not future.done():
+                begun.append(future.task_id)
+        if not begun or self.settings.engine is not None:  # whose workers are threads
+            return
+        others: list[Action] = []
+        with self.lock:
+            ended = []
+            for action in self.scheduler.end_tasks(begun, time.perf_counter()):
+                if type(action) is not ExpireTask:
+                    others.append(action)
+                elif (task := self._tasks.pop(action.task_id, None)) is not None:
+                    ended.append(task)
+            self.counters.cancelled += len(ended)
+            self._gate.open()
+        self.execute(others)
+        self.wake()  # to look whether they have ended
+        for task in ended:
+            task.close()
+            task.future.set_exception(CancelledError())
 
     def wait_for_room(self, options: TaskOptions, wake: Callable[[], bool]) -> bool:
         """Have `wake` called, under the lock, when there is room in the queue; False if there is, or never will be."""

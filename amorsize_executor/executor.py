@@ -761,6 +761,26 @@ class AmorsizeExecutor(Executor):
         if not self._dispatcher.is_foreign:
             self._dispatcher.end_workers(signum, what)
 
+    def cancel(self, futures: Iterable[Future[Any]]) -> None:
+        """Cancel tasks also if they run; their workers go on with other tasks, or are replaced. Does not wait.
+
+        Parameters
+        ----------
+        futures
+            That `submit` gave. A task that has not begun is cancelled as by ``future.cancel()``. For one that runs, its
+            worker is killed with the processes that it has started, and its future raises `CancelledError`; with an
+            engine, it goes on. One that is done stays as it is.
+
+        Examples
+        --------
+        >>> import time
+        >>> with AmorsizeExecutor(1) as executor:
+        ...     future = executor.submit(time.sleep, 3600)
+        ...     executor.cancel([future])
+        """
+        if not self._dispatcher.is_foreign:
+            self._dispatcher.end_tasks(list(futures))
+
     def resize(self, max_workers: int) -> None:
         """Change the upper bound on workers, while work goes on.
 

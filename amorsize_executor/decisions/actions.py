@@ -79,7 +79,7 @@ class FailItems(NamedTuple):
 
 
 class ExpireTask(NamedTuple):
-    """The time of a submitted task is over: it waited, or a worker has it."""
+    """The time of a submitted task is over, or nobody wants it any more: it waited, or a worker has it."""
 
     task_id: int
     worker_id: int | None

@@ -35,7 +35,7 @@ class TimeLimits:
     deadlines
         Of submitted tasks that are not settled.
     late
-        Tasks whose time is over, with workers: (worker, chunk, offset).
+        Tasks whose time is over, or that nobody wants any more, with workers: (worker, chunk, offset).
     timed
         Maps whose items may not take for ever: how long, in seconds.
     """

@@ -844,7 +844,7 @@ class Scheduler:
                 worker = self._workers[worker_id]
                 if self._n_starting + self.n_ready <= self._least:
                     break
-                if now - worker.idle_since < self._idle_timeout_s:
+                if now < worker.idle_since + self._idle_timeout_s:
                     break  # and so it is for those behind it
                 if now >= self._leaves_at(worker):
                     actions.append(self._retire(worker_id, worker))
@@ -856,11 +856,11 @@ class Scheduler:
     def next_tick(self, now: float) -> float | None:
         """Seconds until `tick` should be called; None when no time matters."""
         times = []
-        if self._failed_starts >= _FAILED_STARTS and self._n_starting + self.n_ready < self._least:
-            times.append(self._start_again_at - now)
         if self._idle_timeout_s is not None and self._idle and self.n_ready > self._least:
             times.append(min(map(self._leaves_at, self._oldest_idle())) - now)
         may_start = not self._n_starting and self.n_ready < self.worker_limit
+        if self._failed_starts >= _FAILED_STARTS and may_start and self.n_ready < self._least:
+            times.append(self._start_again_at - now)
         limit = self._limits.next()
         if limit is not None:
             times.append(limit - now)
@@ -912,6 +912,20 @@ class Scheduler:
             return False
         self._forget_task(queue, task_id)
         return True
+
+    def end_tasks(self, task_ids: Sequence[int], now: float) -> list[Action]:
+        """Nobody wants these submitted tasks any more, also if a worker runs them: as if their time were over.
+
+        There is an `ExpireTask` for each of them that was not settled.
+        """
+        actions: list[Action] = []
+        for task_id in task_ids:
+            queue = self._queue_with(task_id)
+            if task_id in queue.late or (queue.key_of(task_id) is None and task_id not in queue.waiting()):
+                continue
+            self._limits.deadlines.discard(task_id)
+            actions += self._expire(task_id)
+        return [*actions, *self._limits.end_late(now)]
 
     def drop_queue(self) -> list[int]:
         """Forget the submitted tasks that wait, and return their ids."""

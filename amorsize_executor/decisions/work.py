@@ -288,7 +288,8 @@ class TaskQueue:
     terms
         Of waiting or running tasks that have some of their own.
     late
-        Tasks with workers whose time is over: settled, though a worker may still run them.
+        Tasks with workers whose time is over, or that nobody wants any more: settled, though a worker may still run
+        them.
     since
         When the queue was last empty, in seconds.
     head_since
@@ -322,6 +323,10 @@ class TaskQueue:
     def key_of(self, task_id: int) -> Hashable:
         """The function of a task that is with a worker; None of one that is settled."""
         return self._keys.get(task_id)
+
+    def waiting(self) -> set[int]:
+        """All tasks that wait."""
+        return {task_id for level in self.levels.values() for task_id, _ in level} - self._dropped
 
     def append(self, task_id: int, key: Hashable, priority: int = 0) -> None:
         """A task waits behind all others of its priority."""
@@ -378,7 +383,9 @@ class TaskQueue:
         """A task is settled."""
         self._keys.pop(task_id, None)
         self.alone.discard(task_id)
-        if self.terms and self.terms.pop(task_id, None) is not None:
+        if self.terms:
+            self.terms.pop(task_id, None)
+        if self.late:
             self.late.discard(task_id)
 
     def drop_waiting(self) -> list[int]:

@@ -110,6 +110,13 @@ class Events(RuleBasedStateMachine):
                 self.scheduler.submit(task_id, key, now, is_alone=is_alone, terms=terms, until=until, needs=needs)
             )
 
+    @precondition(lambda self: self.tasks)
+    @rule(data=st.data())
+    def end_tasks(self, data: st.DataObject) -> None:
+        """Nobody wants some tasks any more, whatever has become of them."""
+        some = st.lists(st.sampled_from(sorted(self.tasks)), unique=True)
+        self.pool.do(self.scheduler.end_tasks(data.draw(some, label="tasks"), self.pool.now))
+
     @rule(
         key=st.sampled_from(KEYS),
         n_items=st.integers(0, 200),
@@ -365,7 +372,8 @@ class Events(RuleBasedStateMachine):
         """Save for those who wait for a worker that has what they need, and shall not wait for long."""
         held = {item for job_id, item in self.pool.held() if job_id is None}
         settled = {item for job_id, item in [*self.pool.runs, *self.failed()] if job_id is None}
-        waiting = self.tasks - held - settled - self.dropped - {item for _, item in self.pool.late}
+        late = {item for job_id, item in self.pool.late if job_id is None}
+        waiting = self.tasks - held - settled - self.dropped - late
         assert len(waiting) == self.scheduler.n_queued
         released = [i for i in self.released if i in self.sizes and self.scheduler.n_waiting(i)]
         if self.pool.idle() and not self.scheduler.holds_back:

@@ -397,6 +397,20 @@ def test_worker_that_starts_clears_the_failures_before_it() -> None:
     assert not pool.is_broken
 
 
+def test_nobody_looks_again_and_again_while_a_worker_starts_after_failures() -> None:
+    pool = FakePool(4)
+    pool.start(1)
+    pool.scheduler.n_wanted = 4
+    pool.do(pool.scheduler.want_workers(4, pool.now))
+    while pool.starting:
+        pool.die(pool.starting[0])
+    start_again_s = pool.scheduler.next_tick(pool.now)
+    assert start_again_s
+    pool.wait(start_again_s)
+    assert len(pool.starting) == 1
+    assert pool.scheduler.next_tick(pool.now) is None
+
+
 def test_pool_that_was_given_up_starts_nothing_for_the_tasks_of_its_dead_workers() -> None:
     pool = FakePool(2, cost_model=known(1e-5))
     pool.start(2)
@@ -770,6 +784,38 @@ def test_late_task_that_its_worker_has_not_begun_costs_no_worker() -> None:
     pool.run_until_quiet()
     assert pool.ready == [worker_id]
     assert pool.runs == {(None, 1): 1}
+
+
+def test_running_task_that_nobody_wants_is_ended_with_its_worker() -> None:
+    pool = FakePool(1, retries=5)
+    pool.start(1)
+    (worker_id,) = pool.ready
+    pool.submit(1, 2)
+    pool.do(pool.scheduler.end_tasks([1], pool.now))
+    assert pool.late == [(None, 1)]
+    assert worker_id not in pool.ready
+    pool.run_until_quiet()
+    assert pool.runs == {(None, 2): 1}
+    assert not pool.failed
+
+
+def test_tasks_that_nobody_wants_and_that_have_not_begun_cost_no_worker() -> None:
+    pool = FakePool(1, cost_model=known(1e-5))
+    pool.start(1)
+    pool.submit(1, 2, 3)
+    (worker_id,) = pool.ready
+    pool.do(pool.scheduler.end_tasks([2, 3], pool.now))
+    pool.run_until_quiet()
+    assert pool.ready == [worker_id]
+    assert pool.runs == {(None, 1): 1}
+
+
+def test_tasks_that_are_settled_need_no_end() -> None:
+    pool = FakePool(1)
+    pool.start(1)
+    pool.submit(1)
+    pool.finish(pool.ready[0])
+    assert pool.scheduler.end_tasks([1], pool.now) == []
 
 
 def test_task_that_ends_in_time_is_not_late() -> None:
