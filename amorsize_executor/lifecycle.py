@@ -2,7 +2,8 @@
 
 The interpreter waits for threads that are no daemons, and an I/O thread would wait for work. So a thread of this module
 waits for the end of the main thread and then tells every executor to finish what it has; all that by public means of
-`threading`.
+`threading`. A process of multiprocessing, as workers are, waits for its children before that: there, its finalizers
+tell.
 """
 
 from __future__ import annotations
@@ -12,6 +13,9 @@ import sys
 import threading
 import weakref
 from typing import Protocol
+
+#: Priority among multiprocessing's finalizers; those from 0 on run before it waits for child processes.
+_BEFORE_CHILDREN_ARE_JOINED = 100
 
 
 class Living(Protocol):
@@ -51,15 +55,23 @@ def ensure_watch() -> None:
     """Start the thread that waits for the end of the main thread."""
     global _watch
     if _watch is None or not _watch.is_alive():
+        from multiprocessing import process, util  # which whoever starts a process has loaded
+
         with _watch_lock:
             if _watch is None or not _watch.is_alive():
                 _watch = threading.Thread(target=_wait_for_end, name="amorsize-exit-watch", daemon=False)
                 _watch.start()
+                if process.parent_process() is not None:
+                    util.Finalize(None, _tell_all, exitpriority=_BEFORE_CHILDREN_ARE_JOINED)
 
 
 def _wait_for_end() -> None:
-    global _is_ending
     threading.main_thread().join()
+    _tell_all()
+
+
+def _tell_all() -> None:
+    global _is_ending
     _is_ending = True
     # After an unhandled Ctrl-C nobody waits for results: end at once.
     kill = issubclass(getattr(sys, "last_type", None) or Exception, KeyboardInterrupt)

@@ -134,6 +134,15 @@ def use_an_executor(n: int) -> list[int]:
         return list(inner.map(square, range(n)))
 
 
+def keep_an_executor(n: int) -> list[int]:
+    """As a module would that has one for all its tasks."""
+    global kept
+    from amorsize_executor import AmorsizeExecutor
+
+    kept = AmorsizeExecutor(max_workers=1, inline="never", idle_timeout=None)
+    return list(kept.map(square, range(n)))
+
+
 def make_local() -> Any:
     return lambda: None
 

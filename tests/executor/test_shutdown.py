@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import multiprocessing
 import os
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Executor, Future, wait
@@ -284,3 +286,21 @@ def test_terminated_workers_may_clean_up(make_signal: Callable[[], Signal]) -> N
         future.result(LIMIT_S)
     cleaned.take()
     executor.shutdown()
+
+
+# ---------------------------------------------------------------------- processes with an executor of their own
+
+
+def test_a_worker_with_an_executor_of_its_own_leaves_at_once() -> None:
+    with AmorsizeExecutor(1, inline="never") as executor:
+        assert executor.submit(tasks.keep_an_executor, 3).result(LIMIT_S) == [0, 1, 4]
+        begun = time.monotonic()
+    assert time.monotonic() - begun < 15, "it is killed after 30 s"
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_a_process_of_multiprocessing_ends_with_its_executor(method: str) -> None:
+    process = multiprocessing.get_context(method).Process(target=tasks.keep_an_executor, args=(3,))
+    process.start()
+    process.join(LIMIT_S)
+    assert process.exitcode == 0
