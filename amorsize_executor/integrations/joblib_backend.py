@@ -4,16 +4,21 @@ joblib makes batches of calls and asks a backend to run them. This one submits t
 the process, one for each number of jobs and threads, so workers stay warm from one loop to the next. Large arrays are
 shared as in any other task: joblib's own dumping of arrays to files is not used, so tasks may write into theirs, and
 `max_nbytes`, `mmap_mode` and `temp_folder` have nothing to act on.
+
+What joblib does when a batch is done runs in a thread of the loop: it takes the next calls from the user's iterator,
+which may be slow, wait for other tasks, or have loops of its own, and must not hold up the executor or another loop.
 """
 
 from __future__ import annotations
 
+import os
 import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future
 from multiprocessing import current_process
+from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 try:
@@ -39,6 +44,7 @@ _MOST_EXECUTORS = 4
 _FOR_OTHERS = {"max_nbytes", "mmap_mode", "temp_folder", "prefer", "require", "verbose", "context", "context_id"}
 
 _Initializer = Callable[..., object]
+_Callback = Callable[[Future[Any]], object]
 
 
 class _Asked(NamedTuple):
@@ -64,6 +70,18 @@ _executors: OrderedDict[_Asked, _Shared] = OrderedDict()
 _lock = threading.Lock()  # guards `_executors`, and the numbers of loops
 
 
+def _renew_lock() -> None:
+    """In the child of a fork: a thread that it has not may have held the lock, and has the loops."""
+    global _lock
+    _lock = threading.Lock()
+    for shared in _executors.values():
+        shared.n_loops = 0
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
+
+
 def _lend(
     n_jobs: int,
     n_threads: int | None,
@@ -87,16 +105,109 @@ def _lend(
             found = _Shared(executor, initargs)
         found.n_loops += 1
         _executors[asked] = found
-        idle = [key for key, shared in _executors.items() if not shared.n_loops]
+        idle = [key for key, shared in _executors.items() if shared.n_loops <= 0]
         surplus = [_executors.pop(key) for key in idle[: max(len(_executors) - _MOST_EXECUTORS, 0)]]
     for shared in surplus:
         shared.executor.shutdown(wait=False)
     return found
 
 
+def shutdown_executors(wait: bool = True) -> None:
+    """End the workers that are kept for the next loop, which then gets new ones. What a loop uses now stays.
+
+    Parameters
+    ----------
+    wait
+        Whether to return only when they are gone.
+
+    Examples
+    --------
+    >>> shutdown_executors()
+    """
+    with _lock:
+        unused = [_executors.pop(asked) for asked, shared in list(_executors.items()) if shared.n_loops <= 0]
+    for shared in unused:
+        shared.executor.shutdown(wait=wait)
+
+
 def _run(batch: Callable[[], Any]) -> Any:
     """Run a batch of joblib's in a worker; as an argument it shares its arrays."""
     return batch()
+
+
+def _failed(error: BaseException) -> Future[Any]:
+    future: Future[Any] = Future()
+    future.set_exception(error)
+    return future
+
+
+class _Loop:
+    """What one loop has: an executor on loan, tasks, and a thread that runs its callbacks one after the other.
+
+    The thread is a daemon: if the loop is given up, it may be in the user's iterator, for which nobody should wait.
+
+    Parameters
+    ----------
+    shared
+        The executor, for which this loop was counted.
+    parallel
+        The `joblib.Parallel`.
+    """
+
+    def __init__(self, shared: _Shared, parallel: Any) -> None:
+        self._shared = shared
+        self._parallel = parallel
+        self._futures: set[Future[Any]] = set()  # not done; each is added and discarded at once
+        self._waiting: SimpleQueue[tuple[_Callback, Future[Any]] | None] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None  # that joblib's own doing, or the user's iterator, has raised
+        self._is_over = False
+
+    def submit(self, func: Callable[[], Any], callback: _Callback | None) -> Future[Any]:
+        """Run a batch in a worker. What goes wrong comes from the future: joblib also submits where nobody waits."""
+        try:
+            future = _failed(self._error) if self._error is not None else self._shared.executor.submit(_run, func)
+        except Exception as error:
+            future = _failed(error)
+        self._futures.add(future)
+        future.add_done_callback(self._futures.discard)
+        if callback is not None:
+            if self._thread is None or not self._thread.is_alive():  # as in the child of a fork
+                self._thread = threading.Thread(target=self._run_callbacks, name="amorsize-joblib", daemon=True)
+                self._thread.start()
+            future.add_done_callback(lambda done: self._waiting.put((callback, done)))
+        if self._is_over:  # it was given up while joblib still got tasks from the iterator
+            self._shared.executor.cancel([future])
+        return future
+
+    def _run_callbacks(self) -> None:
+        while (task := self._waiting.get()) is not None:
+            callback, future = task
+            try:
+                callback(future)
+            except BaseException as error:
+                self._error = error
+                # Nobody waits for a callback. So joblib gets a batch that fails with this before it runs.
+                self._parallel.dispatch_one_batch(iter([(_run, (), {})]))
+            del task, callback, future  # no result is kept until the next one comes
+
+    def end(self) -> None:
+        """All is done."""
+        self._waiting.put(None)
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()
+        self._give_back()
+
+    def abort(self) -> None:
+        """End what still runs."""
+        self._is_over = True
+        self._waiting.put(None)
+        self._shared.executor.cancel(list(self._futures))
+        self._give_back()
+
+    def _give_back(self) -> None:
+        with _lock:
+            self._shared.n_loops -= 1
 
 
 class AmorsizeBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc]  # joblib has no types
@@ -110,7 +221,7 @@ class AmorsizeBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
     supports_inner_max_num_threads = True
 
     _is_of_one_loop = False
-    _shared: _Shared | None = None
+    _loop: _Loop | None = None
 
     def effective_n_jobs(self, n_jobs: int | None) -> int:
         """Workers for a value of `n_jobs`: None is 1, -1 all CPUs that this process may use, -2 one less."""
@@ -151,20 +262,21 @@ class AmorsizeBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
                 "idle_worker_timeout"
             )
         self._options = (60.0 if idle_timeout is None else idle_timeout, initializer, initargs)
-        self._futures: set[Future[Any]] = set()
         self._n_jobs = n_jobs
-        self._shared = _lend(n_jobs, self.inner_max_num_threads, *self._options)
+        self._begin()
         return n_jobs
 
-    def submit(self, func: Callable[[], Any], callback: Callable[[Future[Any]], object] | None = None) -> Future[Any]:
+    def _begin(self) -> None:
+        self._loop = _Loop(_lend(self._n_jobs, self.inner_max_num_threads, *self._options), self.parallel)
+
+    def submit(self, func: Callable[[], Any], callback: _Callback | None = None) -> Future[Any]:
         """Run a batch in a worker."""
-        assert self._shared is not None, "joblib configures a backend before it uses it"
-        future = self._shared.executor.submit(_run, func)
-        self._futures.add(future)
-        future.add_done_callback(self._futures.discard)
-        if callback is not None:
-            future.add_done_callback(callback)
-        return future
+        loop = self._loop
+        if loop is None:  # it was given up while joblib still got tasks from the iterator
+            future: Future[Any] = Future()
+            future.cancel()
+            return future
+        return loop.submit(func, callback)
 
     def retrieve_result_callback(self, out: Future[Any]) -> Any:
         """Results of a batch, or its exception."""
@@ -172,28 +284,18 @@ class AmorsizeBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
 
     def terminate(self) -> None:
         """The loop is over; its workers stay for the next."""
-        self._give_back()
+        loop, self._loop = self._loop, None
+        if loop is not None:
+            loop.end()
         self.reset_batch_stats()
 
     def abort_everything(self, ensure_ready: bool = True) -> None:
-        """A call has raised, or took too long: end what still runs, with its workers if no other loop uses them."""
-        if self._shared is not None:
-            with _lock:
-                is_shared = self._shared.n_loops > 1
-            if is_shared:
-                for future in list(self._futures):
-                    future.cancel()
-            else:
-                self._shared.executor.kill_workers()
-            self._give_back()
+        """A call has raised, or took too long: end what still runs of this loop."""
+        loop, self._loop = self._loop, None
+        if loop is not None:
+            loop.abort()
         if ensure_ready:
-            self._shared = _lend(self._n_jobs, self.inner_max_num_threads, *self._options)
-
-    def _give_back(self) -> None:
-        shared, self._shared = self._shared, None
-        if shared is not None:
-            with _lock:
-                shared.n_loops -= 1
+            self._begin()
 
 
 register_parallel_backend(NAME, AmorsizeBackend)  # in workers, too, which import this: a loop in a task may name it
@@ -203,8 +305,7 @@ def register_joblib_backend() -> None:
     """Make ``joblib.parallel_config(backend="amorsize")`` possible.
 
     Loops of joblib, and all that scikit-learn does with `n_jobs`, then run on executors that live as long as the
-    process. A loop that fails ends its workers; if another loop with as many jobs uses them at that time, what runs
-    goes on to its end, and only what waits is cancelled.
+    process. A loop that fails ends what it runs, with those workers; what other loops run goes on.
 
     Examples
     --------

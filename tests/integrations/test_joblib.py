@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,20 @@ import pytest
 
 joblib = pytest.importorskip("joblib")
 
+from joblib.externals.loky import get_reusable_executor  # noqa: E402
+
 from amorsize_executor import register_joblib_backend  # noqa: E402
+from amorsize_executor.integrations.joblib_backend import shutdown_executors  # noqa: E402
+
+from ..executor.tools import LIMIT_S, Signal, remaining_children, wait_for_end  # noqa: E402
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_worker_is_left_behind() -> Iterator[None]:
+    yield
+    shutdown_executors()
+    get_reusable_executor().shutdown(wait=True)  # of the tests that compare
+    assert remaining_children() == []
 
 
 @pytest.fixture(autouse=True)
@@ -21,6 +36,19 @@ def _amorsize() -> Iterator[None]:
     register_joblib_backend()
     with joblib.parallel_config(backend="amorsize", n_jobs=2):
         yield
+
+
+@pytest.fixture
+def make_signal(tmp_path: Path) -> Iterator[Callable[[], Signal]]:
+    made: list[Signal] = []
+
+    def make() -> Signal:
+        made.append(Signal(tmp_path / f"signal-{len(made)}"))
+        return made[-1]
+
+    yield make
+    for signal in made:
+        signal.close()
 
 
 def pid(_: object = None) -> int:
@@ -201,3 +229,97 @@ def test_a_loop_that_fails_leaves_the_workers_to_another() -> None:
     with pytest.raises(ValueError, match="3 is bad"):
         joblib.Parallel()(joblib.delayed(fail_on)(3, x) for x in range(100))
     assert list(others) == [x * x for x in range(1, 500)]
+
+
+def _tell_pid_and_wait(started: Signal, told: str, go: Signal) -> int:
+    Path(told).write_text(str(os.getpid()))
+    started.give()
+    go.take()
+    return os.getpid()
+
+
+def _fail_after(started: Signal) -> None:
+    started.take()
+    raise ValueError("bad")
+
+
+def test_a_loop_that_fails_ends_what_it_runs_and_nothing_of_another(
+    make_signal: Callable[[], Signal], tmp_path: Path
+) -> None:
+    started, go, mine, never = (make_signal() for _ in range(4))
+    theirs, own = str(tmp_path / "theirs"), str(tmp_path / "own")
+    wait = joblib.delayed(_tell_pid_and_wait)
+    other = joblib.Parallel(n_jobs=3, return_as="generator")([wait(started, theirs, go)])
+    started.take()
+    with pytest.raises(ValueError, match="bad"):
+        joblib.Parallel(n_jobs=3)([wait(mine, own, never), joblib.delayed(_fail_after)(mine)])
+    wait_for_end(int(Path(own).read_text()))
+    go.give()
+    assert list(other) == [int(Path(theirs).read_text())]
+
+
+# ---------------------------------------------------------------------- the iterator of calls
+
+
+def test_the_iterator_may_wait_for_the_same_workers() -> None:
+    def calls() -> Iterator[Any]:
+        for x in range(20):
+            (squared,) = joblib.Parallel(n_jobs=2, backend="amorsize")([joblib.delayed(square)(x)])
+            yield joblib.delayed(square)(squared)
+
+    assert joblib.Parallel()(calls()) == [x**4 for x in range(20)]
+
+
+def test_an_iterator_that_waits_holds_up_no_other_loop() -> None:
+    waits, go = threading.Event(), threading.Event()
+
+    def calls() -> Iterator[Any]:
+        for x in range(10):
+            if x == 8:
+                waits.set()
+                assert go.wait(LIMIT_S)
+            yield joblib.delayed(square)(x)
+
+    slow = joblib.Parallel(return_as="generator", pre_dispatch=2, batch_size=1)(calls())
+    assert waits.wait(LIMIT_S)
+    assert joblib.Parallel()(joblib.delayed(square)(x) for x in range(100)) == [x * x for x in range(100)]
+    go.set()
+    assert list(slow) == [x * x for x in range(10)]
+
+
+@pytest.mark.parametrize("at", [0, 1, 2, 5, 9])
+@pytest.mark.parametrize("kind", [ValueError, SystemExit])
+def test_what_the_iterator_raises_is_raised(kind: type[BaseException], at: int) -> None:
+    def calls() -> Iterator[Any]:
+        for x in range(10):
+            if x == at:
+                raise kind("no more")
+            yield joblib.delayed(square)(x)
+
+    for how in ("list", "generator"):
+        with pytest.raises(kind, match="no more"):
+            list(joblib.Parallel(pre_dispatch=1, batch_size=1, return_as=how)(calls()))
+    with joblib.Parallel(pre_dispatch=1) as parallel:
+        with pytest.raises(kind, match="no more"):
+            parallel(calls())
+        assert parallel(joblib.delayed(square)(x) for x in range(5)) == [0, 1, 4, 9, 16]
+
+
+class _NoDisplay(joblib.Parallel):  # type: ignore[misc]  # joblib has no types
+    def print_progress(self) -> None:
+        raise RuntimeError("there is no display")
+
+
+def test_what_an_override_of_joblib_raises_is_raised() -> None:
+    with pytest.raises(RuntimeError, match="there is no display"):
+        _NoDisplay(n_jobs=2)(joblib.delayed(square)(x) for x in range(5))
+
+
+def test_threads_of_loops_end_with_them() -> None:
+    joblib.Parallel()(joblib.delayed(square)(x) for x in range(50))
+    with pytest.raises(ValueError, match="3 is bad"):
+        joblib.Parallel()(joblib.delayed(fail_on)(3, x) for x in range(50))
+    for thread in threading.enumerate():
+        if thread.name == "amorsize-joblib":
+            thread.join(LIMIT_S)
+            assert not thread.is_alive()
