@@ -483,6 +483,7 @@ class Dispatcher:
         wake = False
         left = iter(actions)
         more: list[Action] = []
+        action: Action | None = None
         try:
             while True:
                 for action in left:
@@ -502,14 +503,16 @@ class Dispatcher:
                     elif type(action) is CloseResources:
                         self.residency.send_closes(action.worker_id, action.resource_ids)
                     else:
+                        self._to_do.append(action)
                         if type(action) is StartWorker:
                             self._no_starts.clear()
-                        self._to_do.append(action)
                         wake = True
                 if not more:
                     break
                 left, more = iter(more), []
         except BaseException:  # Ctrl-C, in the main thread: what it has not done the I/O thread does
+            if type(action) is SendChunk and not action.chunk.is_sent:
+                self._to_do.append(action)
             self._to_do.extend([*left, *more])
             self.wake()
             raise
@@ -581,12 +584,12 @@ class Dispatcher:
         if is_resent:
             known.clear()
             self.ledger.forget_known(worker_id)
+            chunk.is_sent = False
         begun = time.thread_time() if chunk.job_id is not None else 0.0
         items = chunk.items  # as soon as they are offered, some may be taken back
-        if is_resent and not items:  # all were, before it was asked for
+        if not items:  # all were, before it was asked for, or after Ctrl-C
             with self.lock:
                 return self.scheduler.chunk_cut(worker_id, chunk.chunk_id, time.perf_counter())
-        is_posted = False
         try:
             if chunk.job_id is None:
                 parcel = encode_tasks(chunk, [self._begin(task_id) for task_id in items], known, self.ledger.store)
@@ -598,16 +601,12 @@ class Dispatcher:
                 pool.post(worker_id, frame)
             if chunk.slot is not None and not is_resent:
                 pool.offer(worker_id, chunk.slot, len(items))
-            is_posted = True
+            chunk.is_sent = True
             pool.post(worker_id, parcel.frame)
         except Exception as error:  # no room for a block: these items fail, the pool works on
-            if is_posted:
+            if chunk.is_sent:
                 raise
             return self._fail_chunk(chunk, error)
-        except BaseException:  # Ctrl-C, in the main thread: the I/O thread sends it
-            if not is_posted:
-                self._to_do.append(SendChunk(worker_id, chunk))
-            raise
         if chunk.job_id is not None:
             job = self.maps.jobs.get(chunk.job_id)
             if job is not None:
@@ -699,6 +698,7 @@ class Dispatcher:
             with self._starting:
                 if self._thread is not None:
                     return
+                lifecycle.ensure_watch()  # while threads can be started, and where somebody is told that they cannot
                 pool = self._make_pool(init_entry)
                 is_started = False
                 try:
@@ -746,7 +746,6 @@ class Dispatcher:
             if self.pool is not pool:
                 return  # who started it was interrupted, and has given it up
             self._runs = pool
-        lifecycle.ensure_watch()
         learned = self.settings.learned
         if lifecycle.is_interpreter_ending():
             self.is_abandoned = True  # the one who tells may have come before this was added
@@ -824,8 +823,21 @@ class Dispatcher:
             elif type(action) is BreakPool:
                 self._break(start_failure(self._last_end))
             else:
-                self.execute([action])  # of a thread that was interrupted
+                self._go_on(action)
         self._no_starts.set()
+
+    def _go_on(self, action: Action) -> None:
+        """Carry out what Ctrl-C has kept the main thread from, or has interrupted."""
+        if type(action) is SendChunk:
+            chunk = action.chunk
+            if self.scheduler.chunk(action.worker_id, chunk.chunk_id) is not chunk:
+                return  # nobody wants it any more, or its worker has died
+            if chunk.job_id is None:
+                for task_id in chunk.items:
+                    task = self._tasks.get(task_id)
+                    if task is not None and task.future.running():
+                        task.has_begun = True  # which it was about to note
+        self.execute([action])
 
     def _ring(self) -> None:
         """Call the fronts whose time has come."""

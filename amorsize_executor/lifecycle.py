@@ -31,6 +31,7 @@ class Living(Protocol):
 
 
 _live: weakref.WeakSet[Living] = weakref.WeakSet()
+_live_lock = threading.Lock()  # guards it: who goes through it must not meet one that comes or goes
 _is_ending = False
 _watch: threading.Thread | None = None
 _watch_lock = threading.Lock()  # guards the start of the thread
@@ -43,12 +44,20 @@ def is_interpreter_ending() -> bool:
 
 def add(living: Living) -> None:
     """Tell this one, too."""
-    _live.add(living)
+    with _live_lock:
+        _live.add(living)
 
 
 def discard(living: Living) -> None:
     """Its I/O thread has ended."""
-    _live.discard(living)
+    with _live_lock:
+        _live.discard(living)
+
+
+def living() -> list[Living]:
+    """Those to be told."""
+    with _live_lock:
+        return list(_live)
 
 
 def ensure_watch() -> None:
@@ -75,15 +84,16 @@ def _tell_all() -> None:
     _is_ending = True
     # After an unhandled Ctrl-C nobody waits for results: end at once.
     kill = issubclass(getattr(sys, "last_type", None) or Exception, KeyboardInterrupt)
-    for living in list(_live):
-        living.kill_at_exit = kill
-        living.abandon_all()
+    for each in living():
+        each.kill_at_exit = kill
+        each.abandon_all()
 
 
 def _after_fork_in_child() -> None:
-    global _watch, _watch_lock
-    for living in list(_live):
-        living.is_foreign = True
+    global _watch, _watch_lock, _live_lock
+    _live_lock = threading.Lock()  # another thread may have held it
+    for each in living():
+        each.is_foreign = True
     _live.clear()
     _watch = None
     _watch_lock = threading.Lock()

@@ -56,11 +56,13 @@ class Chunk:
         The resources that its items need, as far as that is known.
     loads
         Whether its worker has to build some of them first, and has not done so yet.
+    is_sent
+        Whether it is on its way. Set by who sends it: Ctrl-C may come between a decision and that.
     """
 
     __slots__ = (
-        "awaits_cut", "chunk_id", "expected_s", "given_at", "is_exhausted", "is_whole", "items", "job_id", "loads",
-        "n_done", "needs", "progress_at", "slot", "worker_id",
+        "awaits_cut", "chunk_id", "expected_s", "given_at", "is_exhausted", "is_sent", "is_whole", "items", "job_id",
+        "loads", "n_done", "needs", "progress_at", "slot", "worker_id",
     )  # fmt: skip
 
     def __init__(
@@ -85,6 +87,7 @@ class Chunk:
         self.awaits_cut = False
         self.needs = needs
         self.loads = False
+        self.is_sent = False
 
     @property
     def n_left(self) -> int:

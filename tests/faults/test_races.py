@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from amorsize_executor import AmorsizeExecutor, dispatcher
+from amorsize_executor import AmorsizeExecutor, dispatcher, logs
 from amorsize_executor.decisions.work import Chunk
+from amorsize_executor.workers import pool
 
 from ..executor.tools import LIMIT_S, Signal, run_script
 from .tasks import count_notes, noted, square, tell_and_wait, work
@@ -480,20 +481,53 @@ def test_ctrl_c_while_the_first_thread_starts_costs_that_submit_alone(
         assert executor.submit(square, 3).result(LIMIT_S) == 9
 
 
-def test_what_ctrl_c_keeps_a_submit_from_sending_is_sent(notes: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = dispatcher.encode_tasks
+def interrupt_once(patch: pytest.MonkeyPatch, owner: object, name: str, *, is_done: bool) -> None:
+    """The next call is interrupted by Ctrl-C as it begins, or when all is done."""
+    original = getattr(owner, name)
 
     def interrupted(*args: Any) -> Any:
-        monkeypatch.setattr(dispatcher, "encode_tasks", original)
+        patch.setattr(owner, name, original)
+        if is_done:
+            original(*args)
         raise KeyboardInterrupt
 
+    patch.setattr(owner, name, interrupted)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "is_done"),
+    [
+        (dispatcher.Dispatcher, "_send", False),
+        (logs.WorkerLogs, "look", False),
+        (Future, "set_running_or_notify_cancel", False),
+        (Future, "set_running_or_notify_cancel", True),
+        (dispatcher, "encode_tasks", False),
+        (dispatcher, "encode_tasks", True),
+        (pool.WorkerPool, "post", True),
+    ],
+)
+def test_what_ctrl_c_keeps_a_submit_from_sending_is_sent(
+    notes: str, monkeypatch: pytest.MonkeyPatch, owner: object, name: str, is_done: bool
+) -> None:
     with AmorsizeExecutor(1) as executor:
         assert executor.submit(noted, notes, 1).result(LIMIT_S) == 1
-        monkeypatch.setattr(dispatcher, "encode_tasks", interrupted)
+        monkeypatch.setattr(executor._dispatcher._logs, "looks_at", 0.0)  # it is time to look again
+        interrupt_once(monkeypatch, owner, name, is_done=is_done)
         with pytest.raises(KeyboardInterrupt):
             executor.submit(noted, notes, 2)
         assert executor.submit(noted, notes, 3).result(LIMIT_S) == 9
     assert count_notes(notes) == {1: 1, 2: 1, 3: 1}
+
+
+def test_ctrl_c_does_not_send_again_what_nobody_wants(monkeypatch: pytest.MonkeyPatch) -> None:
+    with AmorsizeExecutor(1) as executor:
+        assert executor.submit(square, 1).result(LIMIT_S) == 1
+        monkeypatch.setattr(Future, "set_running_or_notify_cancel", lambda self: False)  # cancelled just before
+        interrupt_once(monkeypatch, dispatcher.Dispatcher, "_close_chunk", is_done=True)
+        with pytest.raises(KeyboardInterrupt):
+            executor.submit(square, 2)
+        monkeypatch.undo()
+        assert executor.submit(square, 3).result(LIMIT_S) == 9
 
 
 def test_shutdown_does_not_wait_for_a_worker_that_another_thread_is_about_to_start() -> None:

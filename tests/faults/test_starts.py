@@ -16,7 +16,7 @@ import numpy as np
 import psutil
 import pytest
 
-from amorsize_executor import AmorsizeExecutor
+from amorsize_executor import AmorsizeExecutor, lifecycle
 
 from ..executor.tools import LIMIT_S, Signal, run_script
 from .tasks import (
@@ -173,12 +173,21 @@ def test_processes_that_cannot_be_started_break_the_pool_with_the_reason(error: 
     assert context.n_starts <= 5
 
 
+@pytest.mark.parametrize("n_started", [0, 1])
 def test_threads_that_cannot_be_started_are_the_callers_error_and_nothing_is_lost(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, n_started: int
 ) -> None:
-    def refuse(self: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
+    original = threading.Thread.start
+    n_left = n_started
 
+    def refuse(self: threading.Thread) -> None:
+        nonlocal n_left
+        if not n_left:
+            raise RuntimeError("can't start new thread")
+        n_left -= 1
+        original(self)
+
+    monkeypatch.setattr(lifecycle, "_watch", None)  # as in a program that has no executor yet
     with AmorsizeExecutor(1, inline="never") as executor:
         with monkeypatch.context() as patch:
             patch.setattr(threading.Thread, "start", refuse)
