@@ -61,7 +61,7 @@ class Way:
 HEAD = """
 import faulthandler, os, signal, sys, threading, time, warnings
 faulthandler.register(signal.SIGUSR1)  # who hangs tells where
-warnings.filterwarnings("ignore", ".*multi-threaded", DeprecationWarning)  # Python's, from 3.12 on, where a program forks
+warnings.filterwarnings("ignore", ".*multi-threaded", DeprecationWarning)  # Python's, from 3.12 on, about forks
 from amorsize_executor import AmorsizeExecutor, WorkerDied
 def spin(x):
     until = time.perf_counter() + 0.002

@@ -31,7 +31,7 @@ NOT_RUN = {
     "test_multiple_generator_call_separated_gc": "a loop that is given up does no harm to the next",
     "test_backend_hinting_and_constraints": "compares the backend's class with joblib's",
     "test_parallel_pickling": "what pickling raises is raised, and not wrapped",
-    "test_nested_loop[back_compat_backend-amorsize]": "joblib's own workers know no backend that they have not imported",
+    "test_nested_loop[back_compat_backend-amorsize]": "joblib's own workers have not imported the backend",
 }
 #: In names of tests of other backends.
 OTHERS = ("multiprocessing", "threading", "sequential", "spawn")
