@@ -76,8 +76,12 @@ _JOURNAL_TYPES = frozenset({int, float, complex, bool, str, bytes, type(None)})
 _CPU_WORTH_NS = 500_000
 #: Blocks for results are kept for this long after the last message, in seconds.
 _KEEP_RESULTS_S = 2.0
-#: How long to look for a message before going to sleep, in nanoseconds: about what a wake-up costs on both sides.
+#: How long to look for a message before going to sleep, in nanoseconds: about what a wake-up costs on both sides ...
 _SPIN_NS = 100_000
+#: ... if it took no longer than this, the wake-up included, until the latest one came. On a machine with few CPUs, who
+#: looks in vain may keep the one from running who is to send or to receive (`benchmarks.dispatch`, latency).
+_BRISK_NS = 150_000
+_give_way: Callable[[], object] = getattr(os, "sched_yield", lambda: time.sleep(0))
 #: Functions kept; the parent sends one again when it is asked.
 _MAX_FUNCTIONS = 256
 #: Memory is measured behind each item that took so long, and behind shorter ones this often, in nanoseconds: to measure
@@ -281,6 +285,7 @@ class Worker:
         self._slot: tuple[int, int] | None = None  # of the chunk that runs, and how it is claimed
         self._n_claimed = 0  # items of the chunk that runs here: it will run them
         self._used = 0  # bytes of records in the status block
+        self._is_brisk = False  # the latest message came soon after it was waited for
         self._busy_since_ns = time.perf_counter_ns()
         self._flush_due_ns = 0
         self._group_ns = _GROUP_NS
@@ -351,17 +356,24 @@ class Worker:
                         os.close(block_fd)
 
     def _receive(self, receiver: Receiver) -> tuple[memoryview, list[int]]:
-        """Wait for messages: awake for a moment, since to be woken takes longer than the next task often does."""
-        until = time.perf_counter_ns() + _SPIN_NS
-        while time.perf_counter_ns() < until:
-            try:
-                return receiver.receive(self._sock, socket.MSG_DONTWAIT)
-            except BlockingIOError:
-                continue
+        """Wait for messages: awake for a moment if the latest came at once, since to be woken takes as long.
+
+        Whoever else wants this CPU has it meanwhile.
+        """
+        begun = now = time.perf_counter_ns()
         try:
-            return self._sleep(receiver)
+            while self._is_brisk and now - begun < _SPIN_NS:
+                try:
+                    return receiver.receive(self._sock, socket.MSG_DONTWAIT)
+                except BlockingIOError:
+                    _give_way()
+                    now = time.perf_counter_ns()
+            try:
+                return self._sleep(receiver)
+            finally:
+                self._busy_since_ns = time.perf_counter_ns()
         finally:
-            self._busy_since_ns = time.perf_counter_ns()
+            self._is_brisk = time.perf_counter_ns() - begun < _BRISK_NS
 
     def _sleep(self, receiver: Receiver) -> tuple[memoryview, list[int]]:
         if not self._results.is_empty and not select.select([self._sock], [], [], _KEEP_RESULTS_S)[0]:
