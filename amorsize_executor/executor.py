@@ -22,9 +22,9 @@ from .results import Failed, MapJob
 if TYPE_CHECKING:
     from multiprocessing.context import BaseContext
     from types import TracebackType
+    from typing import ParamSpec
 
     from distributed import Client
-    from typing_extensions import ParamSpec
 
     from .batching import Batcher
     from .decisions.plan import Plan

@@ -12,8 +12,7 @@ from .executor import AmorsizeExecutor
 
 if TYPE_CHECKING:
     from types import TracebackType
-
-    from typing_extensions import ParamSpec
+    from typing import ParamSpec
 
     from .batching import Batcher
     from .dispatcher import Dispatcher

@@ -255,7 +255,7 @@ def test_the_demo_asks_for_what_it_needs(run: Any, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     status, _, err = run("demo", "--job", "digits")
     assert status == 1
-    assert "pip install scikit-learn" in err
+    assert "pip install 'amorsize_executor[ml]'" in err
 
 
 def test_complexity_counts_branches(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> Output:
     """Run the job and compare."""
     has_sklearn = importlib.util.find_spec("sklearn") is not None
     if args.job == "digits" and not has_sklearn:
-        raise UserError("this job needs scikit-learn: pip install scikit-learn, or use --job sources")
+        raise UserError("this job needs scikit-learn: pip install 'amorsize_executor[ml]', or use --job sources")
     job = _digits() if args.job == "digits" or (args.job == "auto" and has_sklearn) else _sources()
     items = job.items[: args.items]
     print(f"{job.title}: {len(items)} items", file=sys.stderr)

@@ -27,7 +27,7 @@ from ..executor import AmorsizeExecutor, RunningMap
 from ..views import ExecutorView
 
 if TYPE_CHECKING:
-    from typing_extensions import ParamSpec
+    from typing import ParamSpec
 
     P = ParamSpec("P")
 T = TypeVar("T")

@@ -578,8 +578,9 @@ def test_front_keeps_its_executor() -> None:
 
 def test_front_works_in_the_child_of_a_fork(tmp_path: Path) -> None:
     source = """
-        import os
+        import os, warnings
         from amorsize_executor import AmorsizeExecutor
+        warnings.simplefilter("ignore", DeprecationWarning)  # fork beside threads
         def doubled(items):
             return [2 * item for item in items]
         ex = AmorsizeExecutor(1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import warnings
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -34,7 +35,7 @@ def test_a_later_process_knows_what_an_earlier_one_measured(tmp_path: Path, inli
     store = tmp_path / "learned.sqlite3"
     assert run_script(tmp_path, SCRIPT, store, inline) == "False 45\n"
     assert run_script(tmp_path, SCRIPT, store, inline) == "True 45\n"
-    with sqlite3.connect(store) as connection:
+    with closing(sqlite3.connect(store)) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
