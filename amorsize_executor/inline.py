@@ -46,7 +46,9 @@ class InlineBatch:
             self.values.extend((starmap if self._is_star else map)(self._call, self._items))
         except Exception as error:  # Ctrl-C and exits belong to the caller at once
             return error
-        return None
+        # map() passes a StopIteration of the function on, for its own end. (If the list is cut just now, the item is
+        # found again among what is left over.)
+        return StopIteration() if len(self.values) < len(self._items) else None
 
     def take_back(self) -> range:
         """Indices of items that were not started; the caller will not run them.

@@ -29,18 +29,19 @@ def check_callable(func: Any) -> Callable[..., Any]:
     return func  # type: ignore[no-any-return]
 
 
-def check_count(name: str, value: Any, *, hint: str = "") -> int | None:
-    """`value` as an int of at least 1, or None.
+def check_count(name: str, value: Any, *, hint: str = "", is_optional: bool = True) -> int | None:
+    """`value` as an int of at least 1; or None, where that is allowed.
 
     Raises
     ------
     TypeError, ValueError
         If it is neither; `hint` ends the message.
     """
-    if value is None:
+    if value is None and is_optional:
         return None
     if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name} must be an integer of at least 1 or None, got {shown(value)}{hint}")
+        allowed = " or None" if is_optional else ""
+        raise TypeError(f"{name} must be an integer of at least 1{allowed}, got {shown(value)}{hint}")
     if value.__index__() < 1:
         raise ValueError(f"{name} must be at least 1, got {value!r}{hint}")
     return int(value.__index__())
@@ -107,9 +108,7 @@ def check_common(
         For a parameter of the wrong type or out of range.
     """
     check_callable(func)
-    if sample_size is None:
-        raise TypeError("sample_size must be an integer of at least 1, got None")
-    check_count("sample_size", sample_size)
+    check_count("sample_size", sample_size, is_optional=False)
     if cache_key is not None and not isinstance(cache_key, str):
         raise TypeError(f"cache_key must be a name (str) or None, got {shown(cache_key)}")
     if cache_key is not None and not cache_key.strip():

@@ -141,7 +141,7 @@ def load_config(name_or_path: str | os.PathLike[str]) -> OptimizationResult:
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         raise ValueError(f"{path} is no config of amorsize_executor")
     version = content.get("version")
-    if type(version) is int and version > _VERSION:
+    if type(version) is int and version > _VERSION:  # what else it may be is up to _decode
         raise ValueError(
             f"the config {path} was written by a newer version of amorsize_executor (format {version}, this one reads "
             f"up to {_VERSION}): upgrade, or run optimize again"
@@ -158,6 +158,7 @@ def load_config(name_or_path: str | os.PathLike[str]) -> OptimizationResult:
 
 def _decode(content: dict[str, Any]) -> OptimizationResult:
     """The result in a config; anything that does not fit raises."""
+    _field(content, "version", int, 1)
     types = {f.name: {"str": str, "int": int}.get(str(f.type), float) for f in fields(Profile)}
     profile = Profile(**{name: _field(content["profile"], name, kind) for name, kind in types.items()})
     estimated_time = content["estimated_time"]
@@ -180,15 +181,18 @@ def _decode(content: dict[str, Any]) -> OptimizationResult:
         there = f"a machine with {then} CPU{'s' if then > 1 else ''}"
         told = [*told, f"this config was saved on {there}, and this one has {now}: its numbers may not fit here"]
     common["warnings"] = tuple(told)
-    if content["kind"] == "streaming":
+    kind = content["kind"]
+    if kind == "streaming":
         return StreamingOptimizationResult(**common, buffersize=_field(content, "buffersize", int, 1))
+    if kind != "batch":
+        raise ValueError(f"kind must be 'batch' or 'streaming', got {shown(kind)}")
     return OptimizationResult(**common)
 
 
 def _field(content: Any, name: str, kind: type, least: float = 0) -> Any:
     value = content[name]
     is_fitting = isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
-    if not is_fitting or (kind in (int, float) and not value >= least):
+    if not is_fitting or (kind in (int, float) and not least <= value < math.inf):
         expected = f"{kind.__name__} of at least {least}" if kind in (int, float) else kind.__name__
         raise ValueError(f"{name} must be a value of type {expected}, got {shown(value)}")
     return value

@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import count
 from typing import Any
 
 from ..decisions.plan import format_time
@@ -248,7 +249,8 @@ class _Call:
         report: Callable[[], str] | None = None
         if n_profiled:
             call, report = profiled(self._func, n_profiled)
-        results = self._collect(map(call, self._left()))
+        # No map(): there, a StopIteration of the function would end the loop, and the rest would be missing.
+        results = self._collect(call(item) for item in self._left())
         if report is not None:
             say(report())
         if self._verbose:
@@ -291,30 +293,44 @@ class _Call:
 
     def _collect(self, results: Iterator[Any]) -> list[Any]:
         """All results, in the order of the items."""
-        n = len(self._items)
         collected: list[Any] = []
-        try:
-            collected.extend(results if not self._progress else self._shown(results))
-        except BaseException as error:
-            if is_of_item(error):
-                left = [i for i in range(n) if i not in self._done] if self._done else range(n)
-                note_index(error, left[len(collected)], n, name_of(self._func))
-            raise
+        if self._progress:
+            collected.extend(self._shown(results))
+        else:
+            try:
+                collected.extend(results)
+            except BaseException as error:
+                self._note(error, len(collected))
+                raise
         if not self._done:
             return collected
         others = iter(collected)
-        return [self._done[i] if i in self._done else next(others) for i in range(n)]
+        return [self._done[i] if i in self._done else next(others) for i in range(len(self._items))]
 
     def _shown(self, results: Iterator[Any]) -> Iterator[Any]:
         shown = make_progress(self._progress, len(self._items), name_of(self._func))
         try:
             if self._done:
                 shown.advance(len(self._done))
-            for result in results:
+            for n in count():
+                try:
+                    result = next(results)
+                except StopIteration:
+                    return
+                except BaseException as error:
+                    self._note(error, n)
+                    raise
                 shown.advance()
                 yield result
         finally:
             shown.close()
+
+    def _note(self, error: BaseException, n_collected: int) -> None:
+        """Say in an exception which item raised it: the next one of those that were left."""
+        if is_of_item(error):
+            n = len(self._items)
+            left = [i for i in range(n) if i not in self._done] if self._done else range(n)
+            note_index(error, left[n_collected], n, name_of(self._func))
 
 
 def say(text: str) -> None:

@@ -116,9 +116,9 @@ def is_of_item(error: BaseException) -> bool:
     from concurrent.futures import BrokenExecutor
 
     if isinstance(error, BrokenExecutor):
-        from ..errors import WorkerDied
-
-        return isinstance(error, WorkerDied)
+        # Who raises it has imported its module. At the end of the interpreter, that cannot be imported any more.
+        errors = sys.modules.get("amorsize_executor.errors")
+        return errors is not None and isinstance(error, errors.WorkerDied)
     return not isinstance(error, (KeyboardInterrupt, GeneratorExit))
 
 

@@ -187,6 +187,8 @@ class OptimizationResult:
         ValueError
             If nothing was compared: without items, or in a result that was loaded.
         """
+        if self.plan is None and self.n_items != 0:
+            raise ValueError("there is nothing to plot: a config, of which this was loaded, has only what was chosen")
         if self.plan is None or not self.plan.considered:
             raise ValueError(f"there is nothing to plot: {self.reason}")
         from ..integrations.plots import draw_plan

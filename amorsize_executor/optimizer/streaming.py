@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -110,7 +111,8 @@ def optimize_streaming(
     with executor_for(*bounds) as executor:
         load = None if cache_key is None or profile else workload.recall(cache_key, func)
         if load is None:
-            sample = Sampler(executor, func, islice(enumerate(source), sample_size), n_items).run(is_profiled=profile)
+            pairs = islice(enumerate(source), min(sample_size, sys.maxsize))
+            sample = Sampler(executor, func, pairs, n_items).run(is_profiled=profile)
             load = learn(executor, func, sample, cache_key) if sample.n_items else None
         if load is None:
             result = _empty(func, buffersize)

@@ -27,7 +27,7 @@ import threading
 import time
 import traceback
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice, starmap
 from typing import Any, NoReturn
 
@@ -557,11 +557,12 @@ class Worker:
             n_claimed = self._n_claimed - offset
             if is_group and outcomes is None and kind != ENTRIES:
                 apply: Callable[..., Iterator[Any]] = map if kind == SCALAR_ITEMS else starmap
-                if n_claimed >= len(items):
-                    self._run_plain(apply(call, items), values, function)
-                else:
-                    more = self._claimed(items, n_claimed, function)
-                    self._run_plain(chain.from_iterable(apply(call, part) for part in more), values, function)
+                more: Iterable[Any] = items
+                if n_claimed < len(items):
+                    more = chain.from_iterable(self._claimed(items, n_claimed, function))
+                is_over = self._run_plain(apply(call, more), values, function)
+                if is_over and len(values) < min(self._n_claimed - offset, len(items)):
+                    raise StopIteration  # of the function: map() passes it on, for its own end
                 items = []
             for item in islice(items, n_claimed):
                 if kind == SCALAR_ITEMS:
@@ -663,8 +664,8 @@ class Worker:
             start += n_claimed
             n_claimed = self._claim(len(items) - start, function) if start < len(items) else 0
 
-    def _run_plain(self, calls: Iterator[Any], values: list[Any], function: _Function) -> None:
-        """Run a group whose results need no pickling; ends early behind one that does.
+    def _run_plain(self, calls: Iterator[Any], values: list[Any], function: _Function) -> bool:
+        """Run a group whose results need no pickling; False if it ends early, behind one that does.
 
         For results of one type, int or float, the journal is a vector: that takes a quarter of `marshal`'s time.
         """
@@ -681,16 +682,16 @@ class Worker:
                 append(value)
                 if type(value) is not kept_type:
                     function.kept_type = None
-                    return
+                    return False
                 number: Any = value
                 try:
                     vector[n] = number
                 except ValueError:  # more than 64 bits
                     function.kept_type = None
-                    return
+                    return False
                 n += 1
                 words[4] = n
-            return
+            return True
         journal, size, used, dumps = status.journal, status.JOURNAL_NBYTES, 0, marshal.dumps
         for value in calls:
             if self._is_copy:
@@ -698,11 +699,11 @@ class Worker:
             append(value)
             if type(value) not in _JOURNAL_TYPES:
                 function.gives_plain = False
-                return
+                return False
             data = dumps(value)
             end = used + len(data)
             if end > size:
-                return
+                return False
             journal[used:end] = data
             used = end
             n += 1
@@ -711,6 +712,7 @@ class Worker:
         if len(kinds) == 1:
             (kind,) = kinds
             function.kept_type = kind if kind is int or kind is float else None
+        return True
 
     def _begin_journal(self, how: int) -> None:
         assert self._status is not None

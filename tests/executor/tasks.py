@@ -26,6 +26,14 @@ def add(x: int, y: int) -> int:
     return x + y
 
 
+def stop_at_17(x: int) -> int:
+    return next(iter([])) if x == 17 else x
+
+
+def stop_at_last(x: tuple[int, int]) -> int:
+    return next(iter([])) if x[0] == x[1] else x[0]
+
+
 def identity(x: Any) -> Any:
     return x
 

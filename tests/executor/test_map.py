@@ -91,6 +91,26 @@ def test_an_exception_comes_in_the_place_of_its_result(either: AmorsizeExecutor)
         next(results)
 
 
+@pytest.mark.parametrize("chunksize", [None, 1, 20])
+def test_a_stop_iteration_of_the_function_does_not_end_the_results(
+    either: AmorsizeExecutor, chunksize: int | None
+) -> None:
+    """As from a `next` that finds nothing; a generator makes a RuntimeError of it, as the standard pool's map does."""
+    for _ in range(3):  # unknown, then known, then known to be short
+        results = either.map(tasks.stop_at_17, range(20), chunksize=chunksize)
+        assert [next(results) for _ in range(17)] == list(range(17))
+        with pytest.raises(RuntimeError, match="raised StopIteration"):
+            next(results)
+        assert list(either.map(tasks.stop_at_17, range(17), chunksize=chunksize)) == list(range(17))
+
+
+def test_a_stop_iteration_of_the_function_ends_no_group_that_is_claimed_bit_by_bit() -> None:
+    with AmorsizeExecutor(2, inline="never", cost_model=CostModel()) as executor:
+        for n_items in (10, 100, 1_000, 10_000):
+            with pytest.raises(RuntimeError, match="raised StopIteration"):
+                list(executor.map(tasks.stop_at_last, [(i, n_items - 1) for i in range(n_items)]))
+
+
 def test_an_exception_in_a_worker_carries_the_remote_traceback(executor: AmorsizeExecutor) -> None:
     with pytest.raises(ValueError) as caught:
         list(executor.map(partial(tasks.fail_on, 3), range(6)))

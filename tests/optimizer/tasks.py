@@ -10,6 +10,16 @@ from typing import Any
 from ..executor.tools import Signal
 
 changed = False
+
+
+class WithoutAddNote(Exception):
+    """As every exception before Python 3.11."""
+
+    @property
+    def add_note(self) -> None:  # type: ignore[override]
+        raise AttributeError
+
+
 is_warm = False
 
 

@@ -21,7 +21,7 @@ INPUT = {optimize: "data", execute: "data", optimize_streaming: "iterable"}
     [
         ("sample_size", 0, ValueError, "sample_size must be at least 1, got 0"),
         ("sample_size", None, TypeError, "sample_size must be an integer of at least 1, got None"),
-        ("sample_size", 2.5, TypeError, r"sample_size must be an integer .*got 2.5 \(float\)"),
+        ("sample_size", 2.5, TypeError, r"sample_size must be an integer of at least 1, got 2.5 \(float\)"),
         ("max_workers", 0, ValueError, "max_workers must be at least 1, got 0"),
         ("max_workers", True, TypeError, "max_workers must be an integer"),
         ("memory_limit", 0, ValueError, "memory_limit must be at least 1 byte, got 0"),

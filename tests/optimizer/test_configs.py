@@ -49,6 +49,11 @@ def test_what_was_really_optimized(tmp_path: Path) -> None:
         loaded.plot()
 
 
+def test_a_loaded_result_has_nothing_to_plot(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="nothing to plot: a config"):
+        load_config(save_config(RESULT, tmp_path / "x.json")).plot()
+
+
 def test_a_loaded_stream_has_no_input(tmp_path: Path) -> None:
     loaded = load_config(save_config(STREAM, tmp_path / "x.json"))
     assert isinstance(loaded, StreamingOptimizationResult)
@@ -146,6 +151,10 @@ def test_a_file_that_is_no_config(tmp_path: Path, content: str) -> None:
     ("change", "told"),
     [
         ({"version": 2}, "newer version of amorsize_executor"),
+        ({"version": 0}, "version must be a value of type int of at least 1, got 0"),
+        ({"version": "1"}, r"version must be .*'1' \(str\)"),
+        ({"kind": "other"}, "kind must be 'batch' or 'streaming', got 'other'"),
+        ({"estimated_time": math.inf}, "estimated_time must be"),
         ({"n_jobs": 0}, "n_jobs must be a value of type int of at least 1, got 0"),
         ({"n_jobs": True}, "n_jobs must be"),
         ({"chunksize": "many"}, r"chunksize must be .*'many' \(str\)"),
@@ -167,7 +176,7 @@ def test_a_config_with_something_wrong_in_it(tmp_path: Path, change: dict[str, A
         load_config(path)
 
 
-@pytest.mark.parametrize("name", ["n_jobs", "chunksize", "profile", "machine", "reason", "kind"])
+@pytest.mark.parametrize("name", ["n_jobs", "chunksize", "profile", "machine", "reason", "kind", "version"])
 def test_a_config_with_something_missing(tmp_path: Path, name: str) -> None:
     path = save_config(RESULT, tmp_path / "x.json")
     content = json.loads(path.read_text())

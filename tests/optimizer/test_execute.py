@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import functools
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -223,6 +225,56 @@ def test_the_index_counts_items_that_were_taken_over() -> None:
     with pytest.raises(KeyError) as caught:
         execute(tasks.fail_on_17, result.data)
     assert "item 17 of 100" in caught.value.__notes__[0]
+
+
+@pytest.mark.parametrize("progress", [None, lambda done, total: None])
+@pytest.mark.parametrize("n_jobs", [None, 1, 2])
+def test_a_stop_iteration_of_the_function_does_not_end_the_results(n_jobs: int | None, progress: Any) -> None:
+    """As from a `next` that finds nothing: the rest would be missing, and nobody would know."""
+    with pytest.raises(RuntimeError, match="raised StopIteration") as caught:
+        execute(next, [iter([1]), iter([])], n_jobs=n_jobs, progress=progress)
+    assert isinstance(caught.value.__cause__, StopIteration)
+    assert "item 1 of 2" in caught.value.__notes__[0]
+
+
+@pytest.mark.parametrize("n_jobs", [None, 1, 2])
+def test_the_exception_of_an_item_under_a_bar_tells_which(n_jobs: int | None) -> None:
+    with pytest.raises(KeyError) as caught:
+        execute(tasks.fail_on_17, range(1000), n_jobs=n_jobs, progress=lambda done, total: None)
+    assert "item 17 of 1,000" in caught.value.__notes__[0]
+
+
+@pytest.mark.parametrize("n_jobs", [None, 1, 2])
+def test_an_exception_of_the_display_is_not_blamed_on_an_item(n_jobs: int | None) -> None:
+    def show(done: int, total: int) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError) as caught:
+        execute(abs, range(10), n_jobs=n_jobs, progress=show)
+    assert not hasattr(caught.value, "__notes__")
+
+
+def test_the_note_is_there_before_python_3_11_too() -> None:
+    def fail(x: int) -> None:
+        raise tasks.WithoutAddNote(x)
+
+    with pytest.raises(tasks.WithoutAddNote) as caught:
+        execute(fail, [1])
+    assert caught.value.__notes__ == [
+        "raised by test_the_note_is_there_before_python_3_11_too.<locals>.fail for item 0 of 1 (counted from 0)"
+    ]
+
+
+def test_a_pool_that_breaks_at_the_end_of_the_interpreter_says_so_itself() -> None:
+    """Nothing that tells the item's error from the pool's may need what cannot be imported any more."""
+    code = (
+        "import sys\n"
+        "from concurrent.futures import BrokenExecutor\n"
+        "from amorsize_executor.optimizer.items import is_of_item\n"
+        "assert not is_of_item(BrokenExecutor())\n"
+        "assert 'concurrent.futures.process' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=50)
 
 
 def test_an_exception_that_takes_no_note_is_raised_as_it_is() -> None:

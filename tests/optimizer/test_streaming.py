@@ -92,6 +92,10 @@ def test_profiled_samples_are_complete(how: str) -> None:
     assert list(result.stream()) == [x * x for x in range(50)]
 
 
+def test_a_sample_may_be_asked_to_be_larger_than_any_input() -> None:
+    assert list(optimize_streaming(executor_tasks.square, range(5), sample_size=10**30).stream()) == [0, 1, 4, 9, 16]
+
+
 @pytest.mark.parametrize("n", [0, 1, 2, 29, 30, 31])
 def test_short_inputs(how: str, n: int) -> None:
     assert list(optimize_streaming(executor_tasks.square, Source(n)).stream()) == [x * x for x in range(n)]
