@@ -100,8 +100,8 @@ def _name_of(fn: object) -> tuple[object, object]:
     if not isinstance(name, str):
         return type(fn).__module__, type(fn).__qualname__
     module = getattr(fn, "__module__", None)
-    if module is None:  # methods of built-in types
-        owner = getattr(fn, "__objclass__", None) or type(getattr(fn, "__self__", None))
+    if module is None:  # methods of built-in types, and NumPy's universal functions
+        owner = getattr(fn, "__objclass__", None) or type(getattr(fn, "__self__", fn))
         module = owner.__module__
     return module, name
 

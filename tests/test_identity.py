@@ -181,6 +181,7 @@ CALLABLES: list[tuple[object, str]] = [
     ("text".upper, "builtins:str.upper"),
     (operator.itemgetter(1), "operator:itemgetter"),
     (np.sqrt, "numpy:sqrt"),
+    (np.frompyfunc(plain, 1, 1), "numpy:plain (vectorized)"),  # names no module itself, as functions of SciPy
 ]
 
 

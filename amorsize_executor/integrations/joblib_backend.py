@@ -22,6 +22,7 @@ from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 try:
+    import joblib
     from joblib.parallel import (
         AutoBatchingMixin,
         FallbackToBackend,
@@ -33,6 +34,12 @@ except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
         "the joblib backend needs joblib, which is not installed: pip install 'amorsize_executor[ml]'", name="joblib"
     ) from error
+if not hasattr(ParallelBackendBase, "submit"):
+    raise ImportError(
+        f"the joblib backend needs joblib 1.5 or newer, and {joblib.__version__} is installed: "
+        "pip install -U 'amorsize_executor[ml]'",
+        name="joblib",
+    )
 
 from .. import machine
 from ..executor import AmorsizeExecutor

@@ -176,6 +176,17 @@ def test_without_joblib_the_error_says_what_to_install() -> None:
     assert "amorsize_executor[ml]" in out
 
 
+def test_with_a_joblib_that_is_too_old_the_error_says_what_to_install() -> None:
+    code = (
+        "import joblib, joblib.parallel\njoblib.__version__ = '1.4.2'\n"
+        "joblib.parallel.ParallelBackendBase = type('Old', (), {})  # without submit\n"
+        "try:\n    from amorsize_executor import register_joblib_backend\n"
+        "except ImportError as error:\n    print(error)"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50, check=True).stdout
+    assert "joblib 1.5 or newer, and 1.4.2 is installed: pip install -U 'amorsize_executor[ml]'" in out
+
+
 # ---------------------------------------------------------------------- options, and other loops
 
 

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from email.message import Message
 from pathlib import Path, PurePosixPath
@@ -65,21 +65,36 @@ def metadata(wheel: Path) -> Message:
 
 
 @pytest.fixture(scope="module")
-def installations(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[Path]]]:
-    """Environments by the version of Python, as many at a time as there are CPUs."""
+def dependencies(metadata: Message) -> list[str]:
+    """What is installed with the package, each as NAME>=VERSION."""
+    return [line for line in metadata.get_all("Requires-Dist", []) if "extra ==" not in line]
+
+
+@pytest.fixture(scope="module")
+def installations(
+    wheel: Path, dependencies: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Future[Path]]]:
+    """Environments by name, as many at a time as there are CPUs: versions of Python, and the oldest of everything."""
     threads = ThreadPoolExecutor(os.cpu_count())
-    yield {
-        version: threads.submit(_install, python, wheel, tmp_path_factory.mktemp(f"python{version}-"))
-        for version, python in pythons().items()
-    }
+
+    def start(name: str, python: str, *requirements: str) -> Future[Path]:
+        return threads.submit(_install, python, wheel, requirements, tmp_path_factory.mktemp(f"python{name}-"))
+
+    started = {version: start(version, python) for version, python in pythons().items()}
+    if VERSIONS[0] in started:
+        started["oldest"] = start(
+            "oldest", pythons()[VERSIONS[0]], *(line.replace(">=", "==") for line in dependencies)
+        )
+    yield started
     threads.shutdown(cancel_futures=True)
 
 
-def _install(python: str, wheel: Path, folder: Path) -> Path:
+def _install(python: str, wheel: Path, requirements: Sequence[str], folder: Path) -> Path:
     """The interpreter of a new environment with the wheel."""
     _run(python, "-m", "venv", str(folder / "env"), folder=folder)
     installed = folder / "env" / "bin" / "python"
-    _run(str(installed), "-m", "pip", "install", "--disable-pip-version-check", str(wheel), folder=folder)
+    pip = (str(installed), "-m", "pip", "--disable-pip-version-check")
+    _run(*pip, "install", str(wheel), *requirements, folder=folder)
     return installed
 
 
@@ -122,7 +137,9 @@ def test_the_sdist_has_all_that_its_tests_need(sdist: Path) -> None:
     assert names - expected <= {".gitignore"}
 
 
-def test_the_metadata_says_what_people_and_tools_look_for(wheel: Path, metadata: Message) -> None:
+def test_the_metadata_says_what_people_and_tools_look_for(
+    wheel: Path, metadata: Message, dependencies: list[str]
+) -> None:
     assert metadata["Version"] == __version__
     assert metadata["Summary"]
     assert metadata["License-Expression"] == "MIT"
@@ -134,17 +151,16 @@ def test_the_metadata_says_what_people_and_tools_look_for(wheel: Path, metadata:
     }
     assert told == set(VERSIONS)
     assert {"Typing :: Typed", "Framework :: Pytest"} <= classifiers
-    required = [line for line in metadata.get_all("Requires-Dist", []) if "extra ==" not in line]
-    assert sorted(line.partition(">=")[0] for line in required) == ["cloudpickle", "loky", "numpy", "psutil"]
+    assert sorted(line.partition(">=")[0] for line in dependencies) == ["cloudpickle", "loky", "numpy", "psutil"]
     assert "amorsize = amorsize_executor.cli:main" in _read(wheel, "entry_points.txt")
     assert "amorsize = amorsize_executor.pytest_plugin" in _read(wheel, "entry_points.txt")
 
 
-@pytest.mark.parametrize("version", VERSIONS)
-def test_the_wheel_works_alone(version: str, installations: dict[str, Future[Path]], tmp_path: Path) -> None:
-    if version not in installations:
-        pytest.skip(f"there is no Python {version} on this machine")
-    python = installations[version].result()
+@pytest.mark.parametrize("name", [*VERSIONS, "oldest"])
+def test_the_wheel_works_alone(name: str, installations: dict[str, Future[Path]], tmp_path: Path) -> None:
+    if name not in installations:
+        pytest.skip(f"there is no Python {VERSIONS[0] if name == 'oldest' else name} on this machine")
+    python = installations[name].result()
     (code,) = python.parents[1].glob("lib/python*/site-packages/amorsize_executor")
     _run(str(python), "-W", "error", "-m", "compileall", "-q", "-f", str(code), folder=tmp_path)
     shutil.copy(SMOKE, tmp_path)
