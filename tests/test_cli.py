@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from amorsize_executor import __version__, default_executor, load_config
+from amorsize_executor import __version__, load_config
 from amorsize_executor.cli import main
 from amorsize_executor.cli.demo import complexity
 from amorsize_executor.cli.optimize import read_items
+
+from .executor.tools import process_wide_executors_end
 
 
 @pytest.fixture(autouse=True)
@@ -24,9 +27,9 @@ def _no_file_of_the_user_is_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _end_the_default_executor() -> Any:
-    yield
-    default_executor().shutdown()
+def _end_the_process_wide_executors() -> Iterator[None]:
+    with process_wide_executors_end():
+        yield
 
 
 @pytest.fixture

@@ -109,6 +109,27 @@ def _is_helper(process: psutil.Process) -> bool:
         return False
 
 
+@contextlib.contextmanager
+def process_wide_executors_end() -> Iterator[None]:
+    """End the default executor with the block, and those for other bounds, whose workers would stay for a minute."""
+    import pytest  # workers import this module, and need none of these
+
+    from amorsize_executor import AmorsizeExecutor
+    from amorsize_executor.optimizer import executors
+
+    made: list[AmorsizeExecutor] = []
+
+    def make(*args: Any, **kwargs: Any) -> AmorsizeExecutor:
+        made.append(AmorsizeExecutor(*args, **kwargs))
+        return made[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(executors, "AmorsizeExecutor", make)
+        yield
+    for executor in made:
+        executor.shutdown()
+
+
 class Script:
     """A program in an interpreter and session of its own."""
 
