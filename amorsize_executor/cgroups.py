@@ -13,15 +13,25 @@ from collections.abc import Iterator
 #: Version 1 writes "no limit" as the largest page-aligned int64.
 _NO_LIMIT = 1 << 62
 _MOUNT = "sys/fs/cgroup"
+_READ_NBYTES = 1 << 16
 
 
 def read(path: str) -> str:
     """Content of a small file; empty when it cannot be read (a controller that is off, a process that is gone)."""
+    # With half the calls of `open`: while another thread computes, it may take 5 ms to come back from each.
     try:
-        with open(path) as file:
-            return file.read()
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return ""
+    parts = []
+    try:
+        while part := os.read(fd, _READ_NBYTES):
+            parts.append(part)
+    except OSError:
+        return ""
+    finally:
+        os.close(fd)
+    return b"".join(parts).decode()
 
 
 def cpu_quota(root: str = "/") -> float | None:

@@ -95,6 +95,9 @@ _WATCH_IDLE_LOOKS = 10
 _RETIRE_GRACE_S = 30.0
 #: A caller waits for the start of processes at most this long, in seconds, before it computes beside them.
 _STARTS_S = 0.2
+#: Who gives way to the I/O thread sleeps so long at a time, and in all, in seconds.
+_WAY_S = 5e-5
+_MOST_WAY_S = 2e-3
 #: A worker that was told to stop is looked at this often, in seconds: that may take a moment where CPUs are short.
 _STOP_S = 1e-3
 #: What was learned is written at most this often while nothing runs, in seconds, and at the end.
@@ -191,6 +194,7 @@ class Dispatcher:
         self._no_starts = threading.Event()  # no process waits to be started
         self._no_starts.set()
         # Owned by the I/O thread.
+        self._is_resting = True  # it waits for something to happen; others read it
         self._idle_looks = 0
         self._kept_at = 0.0  # when what was learned was last written
         self._overtime = Overtime()
@@ -288,8 +292,7 @@ class Dispatcher:
         try:
             if self._thread is None:
                 self.ensure_thread()
-            if self.pool is not None and self.pool.context is None:
-                self.pool.prepare()  # here and not in the I/O thread: the interpreter may end before that is done
+            self.prepare_start()  # here and not in the I/O thread: the interpreter may end before that is done
             with self.lock:
                 is_late = options is not None and not self._enter(options, until)
                 if is_late:
@@ -540,17 +543,29 @@ class Dispatcher:
         self.execute(actions)
 
     def prepare_start(self) -> None:
-        """Import what the start of a worker takes, in this thread.
+        """Import and look up what the start of a worker takes, in this thread.
 
         While the caller computes, the I/O thread gets the interpreter lock back only every 5 ms, and an import gives it
         away a hundred times.
         """
         if self.pool is not None and self.pool.context is None:
             self.pool.prepare()
+            if not self._memory.looked_at:
+                self._look_at_memory()
 
     def await_starts(self) -> None:
         """Wait until the processes that were asked for have been started; for the same reason."""
         self._no_starts.wait(_STARTS_S)
+
+    def give_way(self) -> None:
+        """Let the I/O thread do what it has begun, and what comes from workers that start; for the same reason."""
+        if self.scheduler.n_starting:
+            time.sleep(_WAY_S)
+        if self._is_resting:
+            return
+        until = time.perf_counter() + _MOST_WAY_S
+        while not self._is_resting and time.perf_counter() < until:
+            time.sleep(_WAY_S)
 
     def nudge(self) -> None:
         """Wake the I/O thread, without a lock."""
@@ -749,7 +764,6 @@ class Dispatcher:
         learned = self.settings.learned
         if lifecycle.is_interpreter_ending():
             self.is_abandoned = True  # the one who tells may have come before this was added
-        self._look_at_memory()
         try:
             while True:
                 self._notice_abandonment()
@@ -765,7 +779,9 @@ class Dispatcher:
                     if self.scheduler.is_drained and not self._to_do and not self.fronts:
                         return
                     timeout = self._timeout()
+                self._is_resting = True
                 is_quiet = not pool.wait(timeout, self._handle, self._ended)
+                self._is_resting = False
                 if is_quiet or self.is_watching or self._is_time_up():
                     self._look_around()
                 if self._overtime.is_busy:
@@ -774,6 +790,7 @@ class Dispatcher:
             self._break(error)
             raise
         finally:
+            self._is_resting = True
             pool.close()
             self.ledger.close()
             self._logs.close()
@@ -790,6 +807,8 @@ class Dispatcher:
         while self._to_do:
             action = self._to_do.popleft()
             if type(action) is StartWorker:
+                if not self._memory.looked_at:  # nobody was there to do it
+                    self._look_at_memory()
                 if self._broken is not None or not self.scheduler.has_worker(action.worker_id):
                     continue  # it is to be killed next, or was by a thread that was faster
                 self._memory.note_kills()
@@ -925,6 +944,7 @@ class Dispatcher:
 
     def _handle(self, message: Message) -> None:
         """A worker has sent something."""
+        self._is_resting = False
         worker_id, content, block_fd = message
         try:
             code = content[0]

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from itertools import starmap
+from itertools import islice, starmap
 from typing import Any
 
 from .workers import serialize
 from .workers.copies import CallerCopies, is_nobody_elses
 from .workers.process import not_picklable
+
+#: A batch looks at the clock so many times.
+_PARTS = 32
 
 
 class InlineBatch:
@@ -39,11 +42,24 @@ class InlineBatch:
         self._is_star = is_star
         self._stop = first + len(items)
 
-    def run(self) -> Exception | None:
-        """Run the items until the end, or until one raises; returns what it raised."""
+    def run(self, most_s: float | None = None) -> Exception | None:
+        """Run the items until the end, or until one raises; returns what it raised.
+
+        With `most_s`, it may also end early, after so many seconds: what is left is among `left_over`.
+        """
+        apply: Callable[..., Any] = starmap if self._is_star else map
+        n_items = len(self._items)
+        items = iter(self._items)
+        step = n_items if most_s is None else -(-n_items // _PARTS)
         try:
-            # Extends the list item by item, at the speed of C.
-            self.values.extend((starmap if self._is_star else map)(self._call, self._items))
+            while True:
+                n_before = len(self.values)
+                # Extends the list item by item, at the speed of C.
+                self.values.extend(apply(self._call, islice(items, step)))
+                if most_s is None or len(self.values) < n_before + step or len(self.values) == n_items:
+                    break
+                if time.perf_counter() - self.started_at > most_s:
+                    return None
         except Exception as error:  # Ctrl-C and exits belong to the caller at once
             return error
         # map() passes a StopIteration of the function on, for its own end. (If the list is cut just now, the item is

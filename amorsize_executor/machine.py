@@ -84,7 +84,7 @@ def cpu_model(root: str | Path = "/") -> str:
 
 def memory_limit(root: str | Path = "/") -> int:
     """Bytes of memory that this process and its workers may use: the smallest of host and cgroup limits."""
-    return min([_host_memory(os.fspath(root)), *cgroups.memory_limits(os.fspath(root))])
+    return min([host_memory(root), *cgroups.memory_limits(os.fspath(root))])
 
 
 class FreeMemory(NamedTuple):
@@ -102,9 +102,9 @@ class FreeMemory(NamedTuple):
     with_swap_nbytes: int
 
 
-def free_memory(root: str | Path = "/") -> FreeMemory:
-    """What may still be taken."""
-    free = cgroups.free_nbytes(os.fspath(root))
+def free_memory(root: str | Path = "/", *, has_groups: bool = True) -> FreeMemory:
+    """What may still be taken; `has_groups`: whether any cgroup may limit it."""
+    free = cgroups.free_nbytes(os.fspath(root)) if has_groups else None
     available, swap = _available_memory(os.fspath(root))
     if free is None:
         return FreeMemory(available, available + swap)
@@ -206,8 +206,9 @@ def forget_peak() -> bool:
     return True
 
 
-def _host_memory(root: str) -> int:
-    found = _memory_info(root, "MemTotal")
+def host_memory(root: str | Path = "/") -> int:
+    """Bytes of memory of this machine."""
+    found = _memory_info(os.fspath(root), "MemTotal")
     if found:
         return found["MemTotal"]
     import psutil

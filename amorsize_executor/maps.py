@@ -101,6 +101,9 @@ class Engine(Protocol):
     def await_starts(self) -> None:
         """Wait until the processes that were asked for have been started (not until they are ready)."""
 
+    def give_way(self) -> None:
+        """Let the I/O thread do what it is about to do, before this thread computes."""
+
     def wake(self) -> None:
         """Make the I/O thread look around."""
 
@@ -359,6 +362,7 @@ class Maps:
     def release(self, job: MapJob, n_workers: int) -> None:
         """Let workers take items of a map."""
         self._engine.ensure_thread()
+        self._engine.prepare_start()
         giants = self._giants(job, n_workers)
         with self._engine.lock:
             job.is_released = True
@@ -488,6 +492,7 @@ class Maps:
         """Run some items in this thread if that is best; whether it did."""
         if job.is_released:
             self._engine.await_starts()
+        self._engine.give_way()
         with self._engine.lock:
             taken = self._take_inline(job)
             actions: list[Action] = []
@@ -498,7 +503,6 @@ class Maps:
             with self._engine.lock:
                 taken = self._take_inline(job)
         if isinstance(taken, int):
-            self._engine.prepare_start()
             self.release(job, taken)
             self._engine.await_starts()
             return True
@@ -513,7 +517,7 @@ class Maps:
         visited_at = job.visited_at
         batch = job.batch = InlineBatch(taken.start, items, function.local(), job.is_star)
         try:
-            problem = batch.run()
+            problem = batch.run(_LONG_BATCH_S)
         finally:
             job.batch = None
             job.visited_at = time.perf_counter()
@@ -548,7 +552,25 @@ class Maps:
         self._engine.execute(actions)
         job.n_inline += n
         job.settle(range(taken.start, taken.start + n), values, failed=error is not None)
+        if not job.is_released and not job.has_asked and job.inline_s >= self._engine.cost_model.worker_start_s:
+            self._ask_for_worker(job)
         return True
+
+    def _ask_for_worker(self, job: MapJob) -> None:
+        """Have a worker start for a map that has taken as long in its caller as the start takes (ski rental).
+
+        Items become slower more often than a plan can foresee. Once the worker is ready, the rest is planned anew.
+        """
+        job.has_asked = True
+        with self._engine.lock:
+            pool = self._engine.pool_state()
+            n_waiting = self._engine.scheduler.n_waiting(job.job_id)
+        cost, plan = self._cost(job, in_map=True), job.plan
+        if pool.n_ready or pool.n_cpus < 2 or cost is None or plan is None or not n_waiting:
+            return
+        if planner.start_pays(planner.missed_s(plan._replace(n_items=n_waiting), cost, pool), pool):
+            self._engine.want_workers(1)
+            self._engine.await_starts()
 
     def _leave_to_workers(self, job: MapJob, taken: range) -> None:
         """Items that the caller was about to run need a resource, as others perhaps do."""
@@ -556,7 +578,6 @@ class Maps:
             self._engine.scheduler.return_inline(job.job_id, taken)
             job.may_inline, job.constraint = False, _NEEDS_RESOURCE
             plan = self._plan(job)
-        self._engine.prepare_start()
         self.release(job, max(plan.n_workers, 1))
 
     def _copies(self, job: MapJob) -> CallerCopies:

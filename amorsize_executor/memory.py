@@ -44,6 +44,7 @@ class MemoryWatch:
         self._blocks_nbytes = blocks_nbytes
         self._limit = 0
         self._limit_read_at = 0.0
+        self._has_groups = True
         self._n_kills: int | None = None
         self.is_asleep = True
         self.looked_at = 0.0
@@ -53,7 +54,9 @@ class MemoryWatch:
         """Memory for this process and all workers, in bytes."""
         now = time.perf_counter()
         if not self._limit or now - self._limit_read_at > _LIMIT_PERIOD_S:
-            found = machine.memory_limit()
+            limits = cgroups.memory_limits()
+            self._has_groups = bool(limits)
+            found = min([machine.host_memory(), *limits])
             self._limit = found if self._user_limit is None else min(found, self._user_limit)
             self._limit_read_at = now
         return self._limit
@@ -69,7 +72,8 @@ class MemoryWatch:
 
     def room(self, uses: Mapping[int, Sample]) -> Room:
         """What there is beside workers that use so much."""
-        limit, free = self.limit_nbytes(), machine.free_memory()
+        limit = self.limit_nbytes()
+        free = machine.free_memory(has_groups=self._has_groups)
         left = free.nbytes, free.with_swap_nbytes
         if self._user_limit is not None:
             own = limit - sum([sample.nbytes for sample in uses.values()]) - self._own_nbytes()

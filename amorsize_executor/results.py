@@ -96,6 +96,7 @@ class MapJob:
         self.n_settled = 0
         self.plan: Plan | None = None
         self.is_released = False
+        self.has_asked = False
         self.n_inline = 0
         self.inline_s = 0.0  # the caller's: time of the items it ran
         self.n_chunks = 0

@@ -28,8 +28,9 @@ _KEPT = 0.8
 #: Weight of a function's very first call beside the second: it pays for imports and cold caches, often ten times over.
 _FIRST_WEIGHT = 0.2
 #: An observation counts for at most this many times the present mean: one stall of the machine does not spoil the
-#: estimate, while a real drift passes within a few chunks. Nothing makes a machine too fast, so there is no lower
-#: bound: a slow first call (imports, cold caches) is soon forgotten.
+#: estimate. Each that was cut lets the next one count for so many times more: a real drift passes within a few chunks.
+#: Nothing makes a machine too fast, so there is no lower bound: a slow first call (imports, cold caches) is soon
+#: forgotten.
 _CLIP = 4.0
 #: ... and of whole maps, the latest map leaves this much.
 _KEPT_MAPS = 0.5
@@ -83,8 +84,8 @@ class _Function:
     """Running estimates of one function; see `CostModel.observe` for the formulas."""
 
     __slots__ = (
-        "alone_s", "carried", "carry_s", "cpu_share", "map_s", "map_var_s2", "map_weight", "mean_s", "n_items",
-        "nbytes", "scaling", "size_fit", "total_s", "var_s2", "weight",
+        "alone_s", "carried", "carry_s", "cpu_share", "map_s", "map_var_s2", "map_weight", "mean_s", "n_clipped",
+        "n_items", "nbytes", "scaling", "size_fit", "total_s", "var_s2", "weight",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -93,6 +94,7 @@ class _Function:
         self.var_s2 = 0.0
         self.weight = 0.0
         self.n_items = 0
+        self.n_clipped = 0  # latest observations in a row that counted for less than they were
         self.cpu_share = 1.0
         self.carried = 0.0  # weight of the two below
         self.carry_s = 0.0
@@ -124,7 +126,7 @@ class CostModel:
     The mean is an exponentially weighted average in which a chunk of n items that took T seconds counts as an
     observation x = T / n of weight n::
 
-        x'   = min(x, 4 mean)                         (winsorised: Tukey 1962)
+        x'   = min(x, 4^(1 + c) mean)                 (winsorised: Tukey 1962; c before it were, in a row)
         a    = n / (W + n),  W <- 0.8 (W + n)         (West 1979, with forgetting)
         mean <- mean + a (x' - mean)
         var  <- (1 - a) (var + a n (x' - mean)^2)
@@ -147,7 +149,7 @@ class CostModel:
     PRIOR_CARRY_S = 0.25e-6
     #: From the decision to start a first worker until it is ready, in seconds, before one was measured:
     #: an interpreter, loky's and our imports on both sides (benchmarks/dispatch.py, cold start).
-    PRIOR_WORKER_START_S = 0.07
+    PRIOR_WORKER_START_S = 0.05
     #: What a chunk costs beyond its items (two messages, two wake-ups), in seconds, before it was measured.
     CHUNK_OVERHEAD_S = 80e-6
 
@@ -286,7 +288,9 @@ class CostModel:
             if f.n_items == 0:
                 f.mean_s = x
             elif f.mean_s > 0:
-                x = min(x, f.mean_s * _CLIP)
+                most_s = f.mean_s * _CLIP ** (1 + f.n_clipped)
+                f.n_clipped = f.n_clipped + 1 if x > most_s else 0
+                x = min(x, most_s)
             a = n_items / (f.weight + n_items)
             delta = x - f.mean_s
             f.mean_s += a * delta

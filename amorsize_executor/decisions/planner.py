@@ -60,12 +60,14 @@ MIN_GAIN = 0.08
 #: 1 ms were 1.5 times slower than a loop without this; benchmarks/dispatch.py, warm grid).
 MIN_GAIN_S = 0.5e-3
 #: ... and this share, and this much, where workers must start first: how long that takes varies by half.
-MIN_GAIN_COLD = 0.2
-MIN_GAIN_COLD_S = 20e-3
+MIN_GAIN_COLD = 0.15
+MIN_GAIN_COLD_S = 15e-3
 #: What the start of a worker takes of the caller's time, over the time until it is ready.
-START_PRICE = 0.15
-#: Share of its speed that the caller keeps while workers start beside it (benchmarks/regret.py, cold: 0.65 to 0.85).
-_CALLER_SHARE_WHILE_STARTING = 0.7
+START_PRICE = 0.1
+#: ... and where the caller and the workers that are there leave it no CPU.
+CROWDED_START_PRICE = 0.5
+#: Share of its speed that the caller keeps while workers start beside it.
+_CALLER_SHARE_WHILE_STARTING = 0.9
 #: Seconds that a byte of a large item takes its sender before that was measured: 1 GB/s, to copy and to map it.
 CARRY_S_A_BYTE = 1e-9
 #: What is expected of an unknown function's other items, over what its first one has taken.
@@ -243,7 +245,8 @@ def missed_s(plan: Plan, cost: FunctionCost, pool: PoolState) -> float:
 
 def start_pays(missed_in_all_s: float, pool: PoolState) -> bool:
     """Whether a worker should start for the maps to come: those before have missed what it costs (ski rental)."""
-    return missed_in_all_s >= START_PRICE * pool.worker_start_s
+    has_cpu = pool.n_ready + 1 < pool.n_cpus  # beside the caller and the other workers
+    return missed_in_all_s >= (START_PRICE if has_cpu else CROWDED_START_PRICE) * pool.worker_start_s
 
 
 def _worker_counts(most: int) -> list[int]:

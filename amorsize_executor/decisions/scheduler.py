@@ -207,6 +207,11 @@ class Scheduler:
         return len(self._idle)
 
     @property
+    def n_starting(self) -> int:
+        """Workers that start."""
+        return self._n_starting
+
+    @property
     def n_busy(self) -> int:
         """Workers that have work."""
         return max(self.n_ready - len(self._idle), 0)

@@ -60,6 +60,23 @@ def test_tenfold_drift_is_followed_within_fifteen_chunks(model: CostModel) -> No
     assert model.mean_s("f") == pytest.approx(0.01, rel=0.1)
 
 
+def test_half_of_a_drift_of_250_times_is_believed_within_five_batches(model: CostModel) -> None:
+    model.observe("f", 27, 27 * 4e-6)
+    for _ in range(5):
+        model.observe("f", 8, 8e-3)
+    assert model.mean_s("f") == pytest.approx(1e-3, rel=0.5)
+
+
+def test_stalls_with_usual_items_in_between_do_not_add_up(model: CostModel) -> None:
+    for _ in range(20):
+        model.observe("f", 10, 0.1)
+    for _ in range(10):
+        model.observe("f", 10, 100.0)
+        for _ in range(5):
+            model.observe("f", 10, 0.1)
+    assert model.mean_s("f") < 2 * 0.01
+
+
 def test_one_stall_moves_the_mean_by_less_than_double(model: CostModel) -> None:
     for _ in range(20):
         model.observe("f", 10, 0.1)

@@ -173,3 +173,16 @@ def test_batches_of_a_new_function_double() -> None:
 )
 def test_times_have_units(seconds: float, text: str) -> None:
     assert format_time(seconds) == text
+
+
+# workers for maps to come
+
+
+@pytest.mark.parametrize(
+    ("n_ready", "missed_s", "pays"),
+    [(0, 0.011, True), (0, 0.009, False), (1, 0.011, False), (1, 0.051, True)],
+)
+def test_a_worker_starts_once_its_price_was_missed_which_is_higher_without_a_cpu_for_it(
+    n_ready: int, missed_s: float, pays: bool
+) -> None:
+    assert planner.start_pays(missed_s, COLD._replace(n_ready=n_ready, n_cpus=2)) is pays

@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-from amorsize_executor import AmorsizeExecutor, CostModel
+from amorsize_executor import AmorsizeExecutor, CostModel, inline
 
 from . import tasks
 from .tools import LIMIT_S, Signal
@@ -194,3 +194,46 @@ _used: list[AmorsizeExecutor] = []
 
 def _use_it(n: int) -> list[int]:
     return list(_used[0].map(tasks.square, range(n)))
+
+
+def test_a_batch_whose_items_become_slow_ends_early_and_keeps_what_is_left() -> None:
+    now = 0.0
+    ran: list[int] = []
+
+    def call(item: int) -> int:
+        nonlocal now
+        now += 1.0 if item >= 10 else 0.0
+        ran.append(item)
+        return item
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inline.time, "perf_counter", lambda: now)
+        batch = inline.InlineBatch(100, list(range(64)), call, is_star=False)
+        assert batch.run(most_s=2.5) is None
+    assert ran == batch.values == list(range(14))  # two between looks at the clock
+    assert batch.left_over(14) == range(114, 164)
+
+
+def test_a_batch_without_a_limit_of_time_runs_to_its_end() -> None:
+    batch = inline.InlineBatch(0, list(range(100)), abs, is_star=False)
+    assert batch.run() is None
+    assert batch.values == list(range(100))
+
+
+def test_a_stop_iteration_in_a_batch_with_a_limit_of_time_is_its_items() -> None:
+    batch = inline.InlineBatch(0, [0, 1, 2, 3], _stop_at_two, is_star=False)
+    assert isinstance(batch.run(most_s=60.0), StopIteration)
+    assert batch.values == [0, 1]
+
+
+def _stop_at_two(item: int) -> int:
+    if item == 2:
+        raise StopIteration
+    return item
+
+
+def test_a_map_whose_items_become_longer_and_longer_gets_a_worker(fresh: AmorsizeExecutor) -> None:
+    with fresh:
+        pids = set(fresh.map(tasks.pid_after, [1e-3 * 1.01**i for i in range(300)]))
+        assert os.getpid() in pids
+        assert len(pids) > 1
