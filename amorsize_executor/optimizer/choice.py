@@ -29,7 +29,7 @@ _HEAVY_CARRIAGE = 0.2
 #: So is a function that uses this many CPUs.
 _SEVERAL_CPUS = 1.5
 #: And one that uses less than this part of one, if its items take longer than this, in seconds.
-_MOSTLY_WAITING, _WORTH_A_WORD_S = 0.5, 1e-3
+_MOSTLY_WAITING, _WORTH_A_WORD_S = 0.25, 1e-3
 
 
 class Choice(NamedTuple):
