@@ -68,6 +68,8 @@ class Requests:
         Requests in which the model travelled: once for each worker.
     is_refit_seen
         Whether the requests after the model was fitted again answered as it then did.
+    n_requests
+        How many there were.
     """
 
     model_nbytes: int
@@ -79,6 +81,7 @@ class Requests:
     shipped: float
     n_shipped: int
     is_refit_seen: bool
+    n_requests: int = N_REQUESTS
 
     @property
     def over_s(self) -> float:
@@ -152,4 +155,5 @@ def _requests(model: Any, n_requests: int) -> Requests:
         shipped=median(sent[::LARGE_EVERY]),
         n_shipped=sum(nbytes > model_nbytes / 2 for nbytes in sent),
         is_refit_seen=all(seen),
+        n_requests=n_requests,
     )

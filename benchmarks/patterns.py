@@ -316,8 +316,9 @@ def request_table(found: dict[str, Requests]) -> Table:
         )
         for model, one in found.items()
     ]
+    n_requests = min((one.n_requests for one in found.values()), default=0)
     note = (
-        f"{_pattern_requests.N_REQUESTS} requests with `execute` and a new lambda in each, of one batch of "
+        f"{n_requests} requests with `execute` and a new lambda in each, of one batch of "
         f"{_pattern_requests.BATCH} rows, and each {_pattern_requests.LARGE_EVERY}th of {_pattern_requests.N_BATCHES}. "
         f"Within: at most {seconds(TARGET_OVER_S)} beyond the compute. Shipped: bytes that went to workers in a large "
         "request, without its rows, in the median; and in how many requests the model travelled, once for each worker."
