@@ -37,11 +37,24 @@ async def submit(
         future = dispatcher.submit(fn, args, kwargs, options)
     watch(future)
     try:
-        return await asyncio.wrap_future(future)
+        return await _result_of(future)
     except asyncio.CancelledError:
         if future.cancel():
             dispatcher.withdraw(future)
         raise
+
+
+async def _result_of(future: Future[Any]) -> Any:
+    """Result of a future. A StopIteration becomes a RuntimeError, as out of any coroutine.
+
+    `asyncio.wrap_future` would wait for ever for a task that raised one, before Python 3.12.
+    """
+    bell = _Bell()
+    future.add_done_callback(lambda _: bell.ring())
+    await bell.wait()  # also if it is done: coroutines go on in the order in which their results came
+    if future.cancelled():
+        raise asyncio.CancelledError
+    return future.result()
 
 
 async def _submit_when_there_is_room(

@@ -24,8 +24,8 @@ from benchmarks._regret_contenders import cpu_count
 
 LIMIT_S = 240.0
 ROUNDS, BUDGET_S = 3, 12.0
-"""Turns, and the time after which no other is begun."""
-CODE = "import sys; from benchmarks._pattern_choice import main; main(sys.argv[1])"
+"""Turns at most, and the time after which no other is begun, in seconds."""
+CODE = "import sys; from benchmarks._pattern_choice import main; main(sys.argv[1], int(sys.argv[2]))"
 LOOP, EXECUTE = "loop", "execute"
 
 
@@ -75,28 +75,28 @@ class Choice:
         return self.times_s[EXECUTE] / self.best[1]
 
 
-def measure(pattern: str) -> Choice:
-    """Measure in a fresh interpreter.
+def measure(pattern: str, rounds: int = ROUNDS) -> Choice:
+    """Measure in a fresh interpreter, in so many turns.
 
     Raises
     ------
     ProbeError
         It failed, or took too long.
     """
-    return Choice(**json.loads(fresh_interpreter("-c", CODE, pattern, limit_s=LIMIT_S)))
+    return Choice(**json.loads(fresh_interpreter("-c", CODE, pattern, str(rounds), limit_s=LIMIT_S)))
 
 
-def main(pattern: str) -> None:
+def main(pattern: str, rounds: int) -> None:
     """Measure a pattern, and print what was found."""
     os.environ.update(ONE_THREAD)
     os.environ.setdefault("PYTHONWARNINGS", "ignore")
     with tempfile.TemporaryDirectory() as folder:
         function, items = BY_NAME[pattern].load_map(Path(folder))
-        found = _choice(function, items)
+        found = _choice(function, items, rounds)
     json.dump(asdict(found), sys.stdout)
 
 
-def _choice(function: Callable[[Any], Any], items: list[Any]) -> Choice:
+def _choice(function: Callable[[Any], Any], items: list[Any], rounds: int) -> Choice:
     from amorsize_executor import execute, optimize
 
     function(items[0])  # loads and compiles what the loop should not be charged for
@@ -114,7 +114,7 @@ def _choice(function: Callable[[Any], Any], items: list[Any]) -> Choice:
         ways[f"{n_jobs}, {chunksize}"] = lambda n=n_jobs, c=chunksize: execute(function, items, n_jobs=n, chunksize=c)
     times: dict[str, list[float]] = {name: [] for name in ways}
     until = perf_counter() + BUDGET_S
-    for turn in range(ROUNDS):
+    for turn in range(rounds):
         if turn and perf_counter() > until:
             break
         for name in in_turn(tuple(ways), turn):

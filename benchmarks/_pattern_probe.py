@@ -17,7 +17,7 @@ from benchmarks._pattern_list import BY_NAME, MapAll
 from benchmarks._regret_contenders import Contender, Forecast, load, open_pool
 
 WARM_RUNS, WARM_S = 3, 4.0
-"""Timed runs after the first one, and the time after which no other is begun."""
+"""Timed runs after the first one at most, and the time after which no other is begun, in seconds."""
 LIMIT_S = 240.0
 CODE = "import sys; from benchmarks._pattern_probe import main; main(sys.argv[1])"
 ONE_THREAD = dict.fromkeys(
@@ -48,7 +48,7 @@ class Sample:
     forecasts: list[Forecast]
 
 
-def measure(pattern: str, contender: Contender) -> Sample:
+def measure(pattern: str, contender: Contender, warm_runs: int = WARM_RUNS) -> Sample:
     """Measure in a fresh interpreter.
 
     Raises
@@ -56,9 +56,8 @@ def measure(pattern: str, contender: Contender) -> Sample:
     ProbeError
         It failed, or took too long.
     """
-    found = json.loads(
-        fresh_interpreter("-c", CODE, json.dumps({"pattern": pattern, **asdict(contender)}), limit_s=LIMIT_S)
-    )
+    order = {"pattern": pattern, "warm_runs": warm_runs, **asdict(contender)}
+    found = json.loads(fresh_interpreter("-c", CODE, json.dumps(order), limit_s=LIMIT_S))
     return Sample(
         found["cold_s"], found["warm_s"], found["digest"], [Forecast(**forecast) for forecast in found["forecasts"]]
     )
@@ -68,15 +67,15 @@ def main(order: str) -> None:
     """Carry out what `measure` ordered, and print what was found."""
     os.environ.update(ONE_THREAD)
     os.environ.setdefault("PYTHONWARNINGS", "ignore")
-    given: dict[str, str] = json.loads(order)
+    given: dict[str, Any] = json.loads(order)
     contender = Contender(given["family"], given["chunk"])
     with tempfile.TemporaryDirectory() as folder:
         program = BY_NAME[given["pattern"]].load(Path(folder))
         load(contender.family)
-        print(json.dumps(asdict(_sample(program, contender))))
+        print(json.dumps(asdict(_sample(program, contender, given["warm_runs"]))))
 
 
-def _sample(program: Callable[[MapAll], Any], contender: Contender) -> Sample:
+def _sample(program: Callable[[MapAll], Any], contender: Contender, warm_runs: int) -> Sample:
     forecasts: list[Forecast] = []
     warm_s: list[float] = []
     started = perf_counter()
@@ -87,7 +86,7 @@ def _sample(program: Callable[[MapAll], Any], contender: Contender) -> Sample:
 
         found = program(map_all)
         cold_s = perf_counter() - started
-        while len(warm_s) < WARM_RUNS and sum(warm_s) < WARM_S:
+        while len(warm_s) < warm_runs and sum(warm_s) < WARM_S:
             forecasts.clear()
             started = perf_counter()
             found = program(map_all)

@@ -28,7 +28,7 @@ BATCH, N_BATCHES = 50, 64
 """Rows of a batch, and batches of a large request."""
 LARGE_EVERY = 10
 """Of the requests each tenth is large."""
-CODE = "import sys; from benchmarks._pattern_requests import main; main(sys.argv[1])"
+CODE = "import sys; from benchmarks._pattern_requests import main; main(sys.argv[1], int(sys.argv[2]))"
 
 
 def network() -> Any:
@@ -68,6 +68,8 @@ class Requests:
         Requests in which the model travelled: once for each worker.
     is_refit_seen
         Whether the requests after the model was fitted again answered as it then did.
+    n_requests
+        How many there were.
     """
 
     model_nbytes: int
@@ -79,6 +81,7 @@ class Requests:
     shipped: float
     n_shipped: int
     is_refit_seen: bool
+    n_requests: int = N_REQUESTS
 
     @property
     def over_s(self) -> float:
@@ -86,7 +89,7 @@ class Requests:
         return self.request_s - self.compute_s
 
 
-def measure(model: str) -> Requests:
+def measure(model: str, n_requests: int = N_REQUESTS) -> Requests:
     """Measure in a fresh interpreter.
 
     Raises
@@ -94,17 +97,17 @@ def measure(model: str) -> Requests:
     ProbeError
         It failed, or took too long.
     """
-    return Requests(**json.loads(fresh_interpreter("-c", CODE, model, limit_s=LIMIT_S)))
+    return Requests(**json.loads(fresh_interpreter("-c", CODE, model, str(n_requests), limit_s=LIMIT_S)))
 
 
-def main(name: str) -> None:
+def main(name: str, n_requests: int) -> None:
     """Answer requests with a model, and print what was found."""
     os.environ.update(ONE_THREAD)
     warnings.simplefilter("ignore")  # five steps are not enough for the network, and enough for us
-    json.dump(asdict(_requests(MODELS[name]())), sys.stdout)
+    json.dump(asdict(_requests(MODELS[name](), n_requests)), sys.stdout)
 
 
-def _requests(model: Any) -> Requests:
+def _requests(model: Any, n_requests: int) -> Requests:
     import numpy as np
     from sklearn.datasets import load_digits
 
@@ -125,7 +128,7 @@ def _requests(model: Any) -> Requests:
     shipped.count()
     times: dict[int, list[tuple[float, float]]] = {1: [], N_BATCHES: []}
     sent: list[int] = []
-    for number in range(N_REQUESTS):
+    for number in range(n_requests):
         batches = rows(1 if number % LARGE_EVERY else N_BATCHES)
         started = perf_counter()
         plain = [model.predict(batch) for batch in batches]
@@ -152,4 +155,5 @@ def _requests(model: Any) -> Requests:
         shipped=median(sent[::LARGE_EVERY]),
         n_shipped=sum(nbytes > model_nbytes / 2 for nbytes in sent),
         is_refit_seen=all(seen),
+        n_requests=n_requests,
     )

@@ -1,6 +1,6 @@
 """Patterns: what machine learning asks of a pool, taken from the examples.
 
-``python -m benchmarks.patterns [--only NAME ...] [--rounds N] [--keep FILE] [--markdown FILE]``
+``python -m benchmarks.patterns [--only NAME ...] [--quick] [--rounds N] [--keep FILE] [--markdown FILE]``
 
 AmorsizeExecutor, with nothing tuned, beside a serial loop, the standard pool (forking, a sixteenth of the items in a
 chunk) and joblib. Each measurement has a fresh interpreter with the example imported. Cold: a pool is opened and runs
@@ -14,8 +14,9 @@ Then, of each pattern that is a single map: what `optimize` estimates beside wha
 and a warm `execute` beside every choice of `n_jobs` and `chunksize`. And requests of a web server, which make a closure
 over the same model afresh each time.
 
-``--keep FILE`` writes what was measured to a file as it comes. A run that was interrupted goes on from there, and runs
-of single patterns add up to one page.
+``--quick`` measures each thing once, with a third of the requests: in a third of the time, and with the noise of single
+runs. ``--keep FILE`` writes what was measured to a file as it comes. A run that was interrupted goes on from there, and
+runs of single patterns add up to one page.
 """
 
 from __future__ import annotations
@@ -31,11 +32,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks import _pattern_choice, _pattern_requests
+from benchmarks import _pattern_choice, _pattern_probe, _pattern_requests
 from benchmarks._measure import ProbeError, in_turn
 from benchmarks._pattern_choice import Choice
 from benchmarks._pattern_list import BY_NAME, PATTERNS, Pattern
-from benchmarks._pattern_probe import Sample, measure
+from benchmarks._pattern_probe import Sample
 from benchmarks._pattern_requests import MODELS, Requests
 from benchmarks._regret_contenders import FORK, JOBLIB, OURS, SERIAL, Contender, Forecast, cpu_count, why_missing
 from benchmarks._report import Table, machine, seconds
@@ -157,9 +158,11 @@ def _sample(kept: dict[str, Any]) -> Sample:
     return Sample(**{**kept, "forecasts": [Forecast(**each) for each in kept["forecasts"]]})
 
 
-def run(names: Sequence[str], rounds: int, kept: Kept) -> list[str]:
+def run(names: Sequence[str], rounds: int, kept: Kept, *, is_quick: bool = False) -> list[str]:
     """Measure patterns; return what is to be said about it."""
-    notes = []
+    notes = ["Quick: single runs, a third of the requests."] if is_quick else []
+    n_requests = _pattern_requests.N_REQUESTS // 3 if is_quick else _pattern_requests.N_REQUESTS
+    warm_runs, turns = (1, 1) if is_quick else (_pattern_probe.WARM_RUNS, _pattern_choice.ROUNDS)
     families = []
     for family in CONTENDERS:
         why = None if family in (OURS, SERIAL) else why_missing(family)
@@ -175,18 +178,18 @@ def run(names: Sequence[str], rounds: int, kept: Kept) -> list[str]:
     try:
         if REQUESTS in names:
             for model in MODELS:
-                kept.measure(f"{REQUESTS}, {model}", lambda model=model: _pattern_requests.measure(model))
+                kept.measure(f"{REQUESTS}, {model}", lambda model=model: _pattern_requests.measure(model, n_requests))
         for number in range(rounds):
             for index, pattern in enumerate(patterns):
                 for family in in_turn(tuple(families), number + index):
                     contender = CONTENDERS[family]
                     kept.measure(
                         _name(pattern, family, number),
-                        lambda p=pattern.name, contender=contender: measure(p, contender),
+                        lambda p=pattern.name, contender=contender: _pattern_probe.measure(p, contender, warm_runs),
                     )
         for pattern in patterns:
             if pattern.is_one_map:
-                kept.measure(f"{pattern.name}, choice", lambda p=pattern.name: _pattern_choice.measure(p))
+                kept.measure(f"{pattern.name}, choice", lambda p=pattern.name: _pattern_choice.measure(p, turns))
     except KeyboardInterrupt:
         notes.append("Interrupted: not all was measured.")
     return notes + kept.troubles
@@ -313,8 +316,9 @@ def request_table(found: dict[str, Requests]) -> Table:
         )
         for model, one in found.items()
     ]
+    n_requests = min((one.n_requests for one in found.values()), default=0)
     note = (
-        f"{_pattern_requests.N_REQUESTS} requests with `execute` and a new lambda in each, of one batch of "
+        f"{n_requests} requests with `execute` and a new lambda in each, of one batch of "
         f"{_pattern_requests.BATCH} rows, and each {_pattern_requests.LARGE_EVERY}th of {_pattern_requests.N_BATCHES}. "
         f"Within: at most {seconds(TARGET_OVER_S)} beyond the compute. Shipped: bytes that went to workers in a large "
         "request, without its rows, in the median; and in how many requests the model travelled, once for each worker."
@@ -366,6 +370,7 @@ def options() -> argparse.Namespace:
     names = (*BY_NAME, REQUESTS)
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--only", nargs="+", choices=names, metavar="NAME", help=f"of {', '.join(map(repr, names))}")
+    parser.add_argument("--quick", action="store_true", help="single runs, and fewer requests")
     parser.add_argument("--rounds", type=int, default=ROUNDS, metavar="N", help=f"instead of {ROUNDS}")
     parser.add_argument("--keep", type=Path, metavar="FILE", help="go on from what is in it, and add to it")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write a page, too")
@@ -377,7 +382,7 @@ def main() -> None:
     wanted = options()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("Terminated."))  # what runs is ended, too
     kept = Kept(wanted.keep)
-    notes = run(wanted.only or (*BY_NAME, REQUESTS), wanted.rounds, kept)
+    notes = run(wanted.only or (*BY_NAME, REQUESTS), wanted.rounds, kept, is_quick=wanted.quick)
     measured, requests = kept.measured(wanted.rounds), kept.requests()
     found = [*tables(measured)] if measured else []
     if any(one.choice for one in measured):

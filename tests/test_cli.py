@@ -161,6 +161,23 @@ def test_what_the_function_raises_is_told(run: Any) -> None:
     assert "item 0 of" in err
 
 
+def test_a_function_that_exits_is_told(run: Any) -> None:
+    status, out, err = run("optimize", "sys:exit", "--range", "20")
+    assert (status, out) == (1, "")
+    assert "SystemExit: 0\n  raised by exit for item 0 of 20" in err
+
+
+def test_a_config_that_cannot_be_saved_is_told_before_or_with_the_result(run: Any) -> None:
+    status, out, err = run("optimize", "math:sqrt", "--range", "3", "--save", "a b")
+    assert (status, out) == (1, "")
+    assert "--save: name_or_path must be a name" in err
+    assert "over 3 items" not in err
+    status, out, err = run("optimize", "math:sqrt", "--range", "3", "--save", "/dev/null/x.json")
+    assert (status, out) == (1, "")
+    assert "sqrt over 3 items" in err
+    assert "the result cannot be saved: name_or_path must lie in a folder" in err
+
+
 @pytest.mark.parametrize(
     ("name", "content", "items"),
     [

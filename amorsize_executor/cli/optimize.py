@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..optimizer import OptimizationResult, optimize, save_config
+from ..optimizer.configs import config_path
 from . import Output, UserError
 
 
@@ -21,6 +22,11 @@ def run(args: argparse.Namespace) -> Output:
     """Measure, and save if asked to."""
     func = find_function(args.function)
     items = range(args.range) if args.data is None else read_items(Path(args.data))
+    if args.save is not None:
+        try:
+            config_path(args.save)
+        except ValueError as error:
+            raise UserError(f"--save: {error}") from error
     try:
         result = optimize(
             func,
@@ -31,7 +37,7 @@ def run(args: argparse.Namespace) -> Output:
             cache_key=args.cache_key,
             profile=args.profile,
         )
-    except Exception as error:  # of the function, or of a parameter
+    except (Exception, SystemExit) as error:  # of the function, or of a parameter
         notes = "".join(f"\n  {note}" for note in getattr(error, "__notes__", ()))
         raise UserError(f"{type(error).__name__}: {error}{notes}") from error
     text = str(result)
@@ -40,8 +46,8 @@ def run(args: argparse.Namespace) -> Output:
     if args.save is not None:
         try:
             text += f"\n\nsaved as {save_config(result, args.save)}"
-        except (OSError, ValueError) as error:
-            raise UserError(f"the result cannot be saved: {error}") from error
+        except OSError as error:
+            raise UserError(f"{text}\nthe result cannot be saved: {error}") from error
     return Output(text, _data(result))
 
 

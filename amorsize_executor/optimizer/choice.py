@@ -28,6 +28,8 @@ _WIDE = 2.0
 _HEAVY_CARRIAGE = 0.2
 #: So is a function that uses this many CPUs.
 _SEVERAL_CPUS = 1.5
+#: And one that uses less than this part of one, if its items take longer than this, in seconds.
+_MOSTLY_WAITING, _WORTH_A_WORD_S = 0.25, 1e-3
 
 
 class Choice(NamedTuple):
@@ -110,6 +112,11 @@ def _warnings(load: Workload) -> Iterator[str]:
         yield (
             f"to carry an item takes {format_time(load.carry_s)} for {format_time(load.item_s)} of work: "
             "send less (a path or an index), or do more with each item"
+        )
+    if load.cpu_share < _MOSTLY_WAITING and load.item_s > _WORTH_A_WORD_S:
+        yield (
+            f"the function waits most of its time (CPU {100 * load.cpu_share:.0f} %): more workers than CPUs "
+            "(max_workers), or threads, gain more"
         )
     if load.cpu_share > _SEVERAL_CPUS:
         yield f"the function keeps {load.cpu_share:.1f} CPUs busy by itself, so more processes gain less"

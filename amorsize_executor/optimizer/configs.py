@@ -20,7 +20,7 @@ from typing import Any
 
 from .. import machine
 from .arguments import check_flag, shown
-from .results import OptimizationResult, Profile, StreamingOptimizationResult
+from .results import OptimizationResult, Profile, StreamingOptimizationResult, format_nbytes
 
 _FORMAT = "amorsize_executor.config"
 #: Raised when a file could be misread by what knew only the version before.
@@ -52,8 +52,8 @@ def save_config(result: OptimizationResult, name_or_path: str | os.PathLike[str]
     ------
     FileExistsError
         If it exists and `overwrite` is False.
-    IsADirectoryError
-        If it is a folder.
+    IsADirectoryError, NotADirectoryError
+        If it is a folder; if it lies in something that is none.
     TypeError, ValueError
         For a parameter of the wrong type, or a name with other characters.
 
@@ -70,7 +70,7 @@ def save_config(result: OptimizationResult, name_or_path: str | os.PathLike[str]
     if not isinstance(result, OptimizationResult):
         raise TypeError(f"result must be what optimize returns, got {shown(result)}")
     check_flag("overwrite", overwrite)
-    path = _path_of(name_or_path)
+    path = config_path(name_or_path)
     if path.is_dir():
         raise _is_folder(path)
     content: dict[str, Any] = {
@@ -90,7 +90,10 @@ def save_config(result: OptimizationResult, name_or_path: str | os.PathLike[str]
     }
     if isinstance(result, StreamingOptimizationResult):
         content["buffersize"] = result.buffersize
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise NotADirectoryError(f"name_or_path must lie in a folder, and part of {path.parent} is a file") from None
     _write(path, json.dumps(content, indent=2) + "\n", overwrite=overwrite)
     return path
 
@@ -107,7 +110,7 @@ def load_config(name_or_path: str | os.PathLike[str]) -> OptimizationResult:
     -------
     OptimizationResult
         A `StreamingOptimizationResult` if one was saved. If this machine has another number of CPUs than the one that
-        saved it, `warnings` says so, and so does a Python warning.
+        saved it, or too little memory for so many workers, `warnings` says so, and so does a Python warning.
 
     Raises
     ------
@@ -125,11 +128,11 @@ def load_config(name_or_path: str | os.PathLike[str]) -> OptimizationResult:
     Traceback (most recent call last):
     FileNotFoundError: there is no config '/nowhere/nightly.json' (looked for /nowhere/nightly.json)
     """
-    path = _path_of(name_or_path)
+    path = config_path(name_or_path)
     try:
         with open(path, "rb") as file:
             data = file.read(_MOST_NBYTES + 1)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         where = path.absolute()
         raise FileNotFoundError(f"there is no config {os.fspath(name_or_path)!r} (looked for {where})") from None
     except IsADirectoryError:
@@ -180,6 +183,11 @@ def _decode(content: dict[str, Any]) -> OptimizationResult:
     if then != now:
         there = f"a machine with {then} CPU{'s' if then > 1 else ''}"
         told = [*told, f"this config was saved on {there}, and this one has {now}: its numbers may not fit here"]
+    n, limit = common["n_jobs"], machine.memory_limit()
+    needed = n * profile.peak_worker_memory
+    if n > 1 and needed > limit:
+        here = f"this machine has {format_nbytes(limit)}"
+        told = [*told, f"{n} workers of this config take {format_nbytes(needed)}, and {here}"]
     common["warnings"] = tuple(told)
     kind = content["kind"]
     if kind == "streaming":
@@ -211,7 +219,7 @@ def _is_folder(path: Path) -> IsADirectoryError:
     return IsADirectoryError(f"name_or_path must be a file, got the folder {path}; name a file in it")
 
 
-def _path_of(name_or_path: Any) -> Path:
+def config_path(name_or_path: Any) -> Path:
     """Where a config lies.
 
     Raises

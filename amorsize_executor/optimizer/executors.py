@@ -4,6 +4,7 @@ One executor with default settings, which `default_executor` gives away, and a f
 bounds: one for each distinct (max_workers, memory_limit), so that the next call with the same bounds finds warm
 workers. All share what they learn. Workers that are idle leave as those of any executor; at the interpreter's end all
 end; the child of a fork has workers of its own. An executor that was shut down or broke is replaced at the next use.
+Where multiprocessing allows no workers, in a daemonic process, one executor without any runs everything in the caller.
 
 Any thread may call everything here.
 """
@@ -11,7 +12,9 @@ Any thread may call everything here.
 from __future__ import annotations
 
 import os
+import sys
 import threading
+import warnings
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
@@ -34,9 +37,10 @@ class _Bounded:
         self.n_users = 0
 
 
-# Guards the two below, and the start of executors; those start no process by themselves.
+# Guards the three below, and the start of executors; those start no process by themselves.
 _lock = threading.Lock()
 _default: AmorsizeExecutor | None = None
+_workerless: AmorsizeExecutor | None = None
 _bounded: OrderedDict[_Bounds, _Bounded] = OrderedDict()
 
 
@@ -47,13 +51,16 @@ def default_executor() -> AmorsizeExecutor:
     -------
     AmorsizeExecutor
         The same one at each call, until it is shut down or broken: then a new one. It needs no shutdown; the end of the
-        interpreter ends it, and so does ``default_executor().shutdown()`` before that.
+        interpreter ends it, and so does ``default_executor().shutdown()`` before that. In a daemonic process, which
+        may have no children, it runs everything in the caller.
 
     Examples
     --------
     >>> default_executor() is default_executor()
     True
     """
+    if not _may_have_workers():
+        return _get_workerless()
     with _lock:
         return _get_default()
 
@@ -63,6 +70,29 @@ def _get_default() -> AmorsizeExecutor:
     if _default is None or not _default.is_open:
         _default = AmorsizeExecutor()
     return _default
+
+
+def _get_workerless() -> AmorsizeExecutor:
+    """The executor of a process that may have no children, made at its first use, with a warning."""
+    global _workerless
+    with _lock:
+        found = _workerless
+        is_new = found is None or not found.is_open
+        if found is None or is_new:
+            found = _workerless = AmorsizeExecutor(1, inline="always")
+    if is_new:
+        warnings.warn(
+            "this process is daemonic, as those of multiprocessing.Pool are, and may not have workers of its own: "
+            "execute and optimize run everything in it, one item after the other",
+            stacklevel=4,
+        )
+    return found
+
+
+def _may_have_workers() -> bool:
+    """Whether multiprocessing lets this process start others."""
+    process = sys.modules.get("multiprocessing.process")
+    return process is None or not process.current_process().daemon
 
 
 def executor_for(max_workers: int | None, memory_limit: float | None) -> Loan:
@@ -89,6 +119,8 @@ class Loan:
         self._bounded: _Bounded | None = None
 
     def __enter__(self) -> AmorsizeExecutor:
+        if not _may_have_workers():
+            return _get_workerless()
         with _lock:
             executor = _get_default()
             max_workers, memory_limit = self._bounds

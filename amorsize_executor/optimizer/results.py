@@ -130,6 +130,10 @@ class OptimizationResult:
     # Keeps what `execute` can take over alive as long as this result.
     kept: object = field(default=None, repr=False, compare=False)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle and copies: all but what only this very result can do (`kept`, and a stream's `start`)."""
+        return {name: None if name in ("kept", "start") else value for name, value in self.__dict__.items()}
+
     @property
     def is_serial(self) -> bool:
         """Whether a serial loop was chosen."""
@@ -226,10 +230,14 @@ class StreamingOptimizationResult(OptimizationResult):
         Raises
         ------
         ValueError
-            At the second call, if the input can be read only once (a generator), and in a result that was loaded.
+            At the second call, if the input can be read only once (a generator), and in a result that was loaded,
+            copied or unpickled.
         """
         if self.start is None:
-            raise ValueError("this result was loaded from a config: it has no input. Call optimize_streaming for one")
+            raise ValueError(
+                "this result was loaded from a config, copied or unpickled: it has no input. "
+                "Call optimize_streaming for one that has"
+            )
         return self.start()
 
     def _choice(self) -> str:

@@ -215,6 +215,10 @@ class _Stream:
         # An input that can be read again may have changed by then, and so may what the function captured.
         self._function_digest = b"" if sample is None or self._is_once else fingerprint(func)
 
+    def __deepcopy__(self, memo: object) -> _Stream:
+        """Itself, for `dataclasses.asdict` of a result: an input is not copied."""
+        return self
+
     def start(self) -> Iterator[Any]:
         """The results; see `StreamingOptimizationResult.stream`."""
         with self._lock:

@@ -44,6 +44,10 @@ class Takeover:
         self._results: dict[int, Any] | None = sample.results
         _entries[id(data)] = self
 
+    def __deepcopy__(self, memo: object) -> Takeover:
+        """Itself, for `dataclasses.asdict` of a result: what can be taken once is not doubled."""
+        return self
+
     def take(self, func: Callable[..., Any], data: Any) -> dict[int, Any]:
         """Results by index of their item, once; empty unless they are certain to be those of `func` over `data`."""
         if data is not self._data or self._results is None:

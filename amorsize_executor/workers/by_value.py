@@ -9,8 +9,6 @@ has bound the name anew: that stays.
 from __future__ import annotations
 
 import functools
-import io
-import pickle
 import types
 from collections.abc import Callable
 from typing import Any
@@ -84,10 +82,3 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # untyped
                 code, _, *others = args
                 return make, (code, _MainNamespace(), *others), (set_state, state), None, None, restore_state
         return reduced
-
-
-def dumps(obj: object, protocol: int, buffer_callback: Callable[[pickle.PickleBuffer], Any] | None) -> bytes:
-    """Pickle by value what other processes cannot import."""
-    with io.BytesIO() as file:
-        Pickler(file, protocol=protocol, buffer_callback=buffer_callback).dump(obj)
-        return file.getvalue()

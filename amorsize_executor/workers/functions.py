@@ -33,6 +33,9 @@ _MAX_REMEMBERED = 512
 #: Contents longer than this in all, in bytes, are forgotten.
 _MAX_CONTENT_NBYTES = 256 << 20
 
+#: Large pickles of functions to compare the next ones with.
+_MAX_FROZEN = 16
+
 #: (namespace, name, value): the value that a name must still have.
 _Guard = tuple[dict[str, Any], str, Any]
 
@@ -126,6 +129,8 @@ class FunctionTable:
         self._content_nbytes = 0
         self._last_id = 0
         self._latest: tuple[serialize.Entry, int] = (b"", 0)
+        # The latest large pickle of each function that may change, by its cost's key: most have not.
+        self._frozen: dict[Hashable, bytes] = {}
 
     def find(self, fn: Callable[..., Any]) -> Function | None:
         """The entry of a function that was registered and cannot have changed since; nothing is pickled."""
@@ -161,11 +166,19 @@ class FunctionTable:
         call: then the entries are equal, and nothing is sent again.
         """
         writer = BlockWriter(self.store)
+        key = cost_key(fn)
         try:
-            entry = _encoded(fn, writer)
-            return Function(self, fn, entry, writer.detach(), tuple(writer.needs.values()))
+            entry = _encoded(fn, writer, self._frozen.get(key, b""))
+            function = Function(self, fn, entry, writer.detach(), tuple(writer.needs.values()))
         finally:
             writer.close()
+        data = entry if isinstance(entry, bytes) else entry[0]
+        if len(data) >= SHARE_NBYTES:
+            with self._lock:
+                if len(self._frozen) >= _MAX_FROZEN:
+                    self._frozen.clear()
+                self._frozen[key] = data
+        return function
 
     def intern(self, data: serialize.Entry, *, has_state: bool = False) -> tuple[int, serialize.Entry]:
         """The number of a pickled function; equal bytes have the same."""
@@ -183,6 +196,7 @@ class FunctionTable:
             ):
                 forgotten, _ = self._ids.popitem(last=False)
                 self._content_nbytes -= _pickle_nbytes(forgotten)
+                self._frozen.clear()  # it may be among these
             self._latest = data, fn_id
         return fn_id, data
 
@@ -200,10 +214,10 @@ def _pickled(fn: Callable[..., Any]) -> bytes:
         raise not_picklable(f"the function {serialize.name_of(fn)!r}", error) from error.__cause__
 
 
-def _encoded(fn: Callable[..., Any], writer: BlockWriter) -> serialize.Entry:
+def _encoded(fn: Callable[..., Any], writer: BlockWriter, like: bytes) -> serialize.Entry:
     try:
         has_bulk = bulk.is_among(_captured(fn))
-        return serialize.encode(fn, writer, least_nbytes=SHARE_NBYTES, has_bulk=has_bulk)
+        return serialize.encode(fn, writer, least_nbytes=SHARE_NBYTES, has_bulk=has_bulk, like=like)
     except Exception as error:
         from .process import not_picklable
 

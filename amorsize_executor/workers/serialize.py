@@ -86,19 +86,53 @@ def are_scalars(objs: Sequence[object]) -> bool:
 _NUMBERS = frozenset({int, float, bool, type(None)})
 
 
-def dumps(obj: object, buffer_callback: Callable[[pickle.PickleBuffer], Any] | None = None) -> bytes:
-    """Pickle by reference what can be imported elsewhere, by value what cannot."""
+def dumps(obj: object, buffer_callback: Callable[[pickle.PickleBuffer], Any] | None = None, like: bytes = b"") -> bytes:
+    """Pickle by reference what can be imported elsewhere, by value what cannot.
+
+    `like` is what this function gave before, for what may not have changed since. If the pickle is the same, it is
+    `like` itself, and no memory was taken for it.
+    """
     try:
-        data = pickle.dumps(obj, PROTOCOL, buffer_callback=buffer_callback)
+        if like:
+            file = _LikeFile(like)
+            pickle.Pickler(file, PROTOCOL, buffer_callback=buffer_callback).dump(obj)
+            data = file.content()
+        else:
+            data = pickle.dumps(obj, PROTOCOL, buffer_callback=buffer_callback)
     except Exception as error:
-        return _dumps_by_value(obj, buffer_callback, error)
-    if b"__main__" in data:  # by reference to a module that is another one in the other process
-        return _dumps_by_value(obj, buffer_callback, None)
+        return _dumps_by_value(obj, buffer_callback, error, like)
+    if data is not like and b"__main__" in data:  # by reference to a module that is another one in the other process
+        return _dumps_by_value(obj, buffer_callback, None, like)
     return data
 
 
+class _LikeFile:
+    """A file for a pickle that may be the same as another one: nothing is copied as long as it is."""
+
+    def __init__(self, like: bytes) -> None:
+        self._like = like
+        self._n_same = 0
+        self._other: list[bytes] = []
+
+    def write(self, part: bytes | bytearray) -> None:
+        """Take a part: some 64 kB that the pickler has made, or a large object itself."""
+        if not self._other and self._like.startswith(part, self._n_same):
+            self._n_same += len(part)
+        else:
+            self._other.append(bytes(part))  # the same object, if it is bytes
+
+    def content(self) -> bytes:
+        """What was written."""
+        if not self._other and self._n_same == len(self._like):
+            return self._like
+        return b"".join([memoryview(self._like)[: self._n_same], *self._other])
+
+
 def _dumps_by_value(
-    obj: object, buffer_callback: Callable[[pickle.PickleBuffer], Any] | None, first_error: Exception | None
+    obj: object,
+    buffer_callback: Callable[[pickle.PickleBuffer], Any] | None,
+    first_error: Exception | None,
+    like: bytes,
 ) -> bytes:
     from . import by_value  # cloudpickle takes 10 ms to import
 
@@ -106,7 +140,9 @@ def _dumps_by_value(
     if isinstance(owner, list):
         owner.clear()  # of the attempt with plain pickle
     try:
-        return by_value.dumps(obj, PROTOCOL, buffer_callback)
+        file = _LikeFile(like or b"")
+        by_value.Pickler(file, protocol=PROTOCOL, buffer_callback=buffer_callback).dump(obj)
+        return file.content()
     except Exception as error:
         raise error from first_error
 
@@ -137,7 +173,7 @@ def ask_for_writers() -> None:
     _Sending.is_asked_for = True
 
 
-def encode(obj: object, writer: Writer, *, least_nbytes: int = 0, has_bulk: bool = False) -> Entry:
+def encode(obj: object, writer: Writer, *, least_nbytes: int = 0, has_bulk: bool = False, like: bytes = b"") -> Entry:
     """Make an entry of an object.
 
     Parameters
@@ -150,6 +186,8 @@ def encode(obj: object, writer: Writer, *, least_nbytes: int = 0, has_bulk: bool
         Buffers below this size, in bytes, stay in the pickle.
     has_bulk
         There are bulky objects inside. Else, they are looked for if the pickle is large, though not everywhere.
+    like
+        A pickle that the object may have again, or an empty one; see `dumps`.
     """
     buffers: list[pickle.PickleBuffer]
     take: Callable[[pickle.PickleBuffer], Any]
@@ -165,7 +203,7 @@ def encode(obj: object, writer: Writer, *, least_nbytes: int = 0, has_bulk: bool
         sending.writer = writer
     try:
         if not has_bulk:
-            data = dumps(obj, take)
+            data = dumps(obj, take, like)
             if len(data) >= _SEARCH_NBYTES and bulk.is_inside(obj):
                 has_bulk = True
                 buffers.clear()

@@ -65,6 +65,14 @@ def test_error_is_raised_with_the_workers_traceback(executor: AmorsizeExecutor) 
     assert "raise_error" in str(caught.value.__cause__)
 
 
+def test_a_stop_iteration_is_raised_and_not_waited_for(executor: AmorsizeExecutor) -> None:
+    async def ask() -> None:
+        with pytest.raises(RuntimeError, match="raised StopIteration"):
+            await asyncio.wait_for(executor.asubmit(tasks.stop_at_17, 17), LIMIT_S)
+
+    run(ask())
+
+
 def test_death_is_raised(executor: AmorsizeExecutor) -> None:
     with pytest.raises(WorkerDied):
         run(executor.asubmit(tasks.end_process, 3))

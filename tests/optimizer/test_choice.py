@@ -78,6 +78,7 @@ def test_a_warm_up_counts_as_a_part_of_the_start() -> None:
         ({"item_std_s": 0.2}, "vary widely"),
         ({"carry_s": 0.02}, "to carry an item takes 20 ms for 50 ms of work"),
         ({"cpu_share": 3.2}, "keeps 3.2 CPUs busy"),
+        ({"cpu_share": 0.04}, r"waits most of its time (CPU 4 %): more workers than CPUs (max_workers), or threads"),
     ],
 )
 def test_warnings(change: dict[str, Any], told: str) -> None:

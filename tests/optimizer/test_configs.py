@@ -4,6 +4,7 @@ import json
 import math
 import stat
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +185,27 @@ def test_a_config_with_something_missing(tmp_path: Path, name: str) -> None:
     path.write_text(json.dumps(content))
     with pytest.raises(ValueError, match=f"damaged: '{name}' is missing"):
         load_config(path)
+
+
+def test_a_path_below_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError, match=r"name_or_path must lie in a folder, and part of .*file is a file"):
+        save_config(RESULT, tmp_path / "file" / "x.json")
+    with pytest.raises(FileNotFoundError, match="there is no config"):
+        load_config(tmp_path / "file" / "x.json")
+
+
+def test_a_config_whose_workers_do_not_fit_into_the_memory_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = replace(RESULT, profile=replace(RESULT.profile, peak_worker_memory=3 * 10**8))
+    path = save_config(result, tmp_path / "x.json")
+    monkeypatch.setattr(machine, "memory_limit", lambda: 10**9)
+    with pytest.warns(UserWarning, match=r"4 workers of this config take 1.2 GB, and this machine has 1 GB"):
+        assert "take 1.2 GB" in load_config(path).warnings[-1]
+    serial = save_config(replace(result, n_jobs=1), path)
+    monkeypatch.setattr(machine, "memory_limit", lambda: 10**8)
+    assert load_config(serial).warnings == RESULT.warnings
 
 
 def test_a_config_of_a_machine_with_other_cpus_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

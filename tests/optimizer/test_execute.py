@@ -430,6 +430,46 @@ def test_the_child_of_a_fork_has_workers_of_its_own(tmp_path: Path) -> None:
     assert out == "done\n"
 
 
+def test_a_daemonic_process_runs_everything_itself(tmp_path: Path) -> None:
+    """As those of multiprocessing.Pool, which may have no children; its parent's workers are not its own."""
+    out = run_script(
+        tmp_path,
+        """
+        import multiprocessing, os, time, warnings
+        from amorsize_executor import default_executor, execute, optimize, optimize_streaming
+
+        def pid(x):
+            time.sleep(0.005)
+            return os.getpid()
+
+        def work(queue):
+            with warnings.catch_warnings(record=True) as told:
+                warnings.simplefilter("always")
+                pids = {*execute(pid, range(20)), *execute(pid, range(4), n_jobs=2), *execute(pid, [1], max_workers=3)}
+                result = optimize(pid, range(100))
+                pids |= {*execute(pid, result.data), *optimize_streaming(pid, range(9)).stream()}
+                pids.add(default_executor().submit(os.getpid).result())
+            queue.put((pids == {os.getpid()}, result.n_jobs, [str(w.message) for w in told]))
+
+        if __name__ == "__main__":
+            assert execute(pid, range(4), n_jobs=2)[0] != os.getpid()
+            context = multiprocessing.get_context("fork")
+            queue = context.Queue()
+            process = context.Process(target=work, args=(queue,), daemon=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # Python's, about forks beside threads
+                process.start()
+            is_alone, n_jobs, told = queue.get(timeout=40)
+            process.join()
+            assert is_alone
+            assert n_jobs == 1
+            assert len(told) == 1 and "daemonic" in told[0], told
+            print("done")
+        """,
+    )
+    assert out == "done\n"
+
+
 def test_in_a_task_of_another_executor() -> None:
     with AmorsizeExecutor(1) as executor:
         assert executor.submit(execute, executor_tasks.square, [1, 2, 3]).result() == [1, 4, 9]

@@ -1,14 +1,25 @@
 from __future__ import annotations
 
+import copy
 import functools
 import os
+import pickle
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from amorsize_executor import OptimizationResult, WorkerDied, default_executor, execute, optimize
+from amorsize_executor import (
+    OptimizationResult,
+    WorkerDied,
+    default_executor,
+    execute,
+    optimize,
+    optimize_streaming,
+)
 from amorsize_executor.optimizer import sampling
 from amorsize_executor.optimizer.items import spread
 
@@ -291,6 +302,27 @@ def test_a_damaged_record_is_measured_anew(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 # ---------------------------------------------------------------------- what it shows
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda result: pickle.loads(pickle.dumps(result))])
+def test_results_can_be_copied_and_pickled(duplicate: Callable[[Any], Any], log: str) -> None:
+    result = optimize(writer(log), list(range(40)), sample_size=10)
+    other = duplicate(result)
+    assert (other, other.data, str(other)) == (result, result.data, str(result))
+    assert execute(writer(log), other.data) == list(range(40))
+    assert len(tasks.lines(log)) == 50  # only the result itself has what was measured
+    stream = optimize_streaming(executor_tasks.square, range(5))
+    other = duplicate(stream)
+    assert other == stream
+    with pytest.raises(ValueError, match="copied or unpickled: it has no input"):
+        other.stream()
+    assert list(stream.stream()) == [0, 1, 4, 9, 16]
+
+
+def test_results_as_dictionaries_and_through_workers() -> None:
+    for result in (optimize(abs, range(40)), optimize_streaming(abs, range(40)), optimize_streaming(abs, iter([1]))):
+        assert asdict(result)["n_jobs"] == 1
+        assert str(execute(executor_tasks.identity, [result], n_jobs=2)[0]) == str(result)
 
 
 def test_text_and_html() -> None:

@@ -203,16 +203,46 @@ def test_a_changed_object_that_a_function_holds_is_seen(kind: str) -> None:
 
 
 class Box:
-    value = 1
+    value: Any = 1
 
     def __init__(self) -> None:
-        self.value = 1
+        self.value: Any = 1
 
     def get(self) -> int:
         return self.value
 
     def __call__(self) -> int:
         return self.value
+
+
+@pytest.mark.parametrize("is_importable", [True, False])
+def test_a_large_object_that_did_not_change_is_pickled_into_no_new_memory(is_importable: bool) -> None:
+    """Of small objects, which pickle writes in parts of 64 kB, and of a large one, which it writes by itself."""
+    table, box = FunctionTable(), Box()
+    values: list[Any] = [b"x" * 100_000, *([n, bytes([n]) * 1_000] for n in range(200))]
+    box.value = values
+
+    def register() -> Any:
+        return table.register(box.get if is_importable else lambda: box.value)
+
+    first = register()
+    for _ in range(3):
+        again = register()
+        assert again.fn_id == first.fn_id
+        assert again.data is first.data
+    for change, undo in (
+        (lambda: values[150].append(1), lambda: values[150].pop()),
+        (lambda: values.append(1), lambda: values.pop()),
+        (lambda: values.insert(0, 1), lambda: values.pop(0)),
+    ):
+        change()
+        changed = register()
+        assert changed.fn_id != first.fn_id
+        assert changed.local()() == values
+        undo()
+        assert register().fn_id == first.fn_id
+    del values[100:]
+    assert register().local()() == values
 
 
 def test_the_local_function_of_one_that_holds_state_is_a_copy() -> None:
