@@ -1060,6 +1060,8 @@ class Dispatcher:
             self.cost_model.observe(key, n - n_skipped, elapsed_s, cpu_s, at_once=at_once, size=size)
             if is_single:
                 self.cost_model.observe_overhead(now - began - elapsed_s)
+            elif offset:  # its worker went on with these directly behind others of the chunk
+                self.cost_model.observe_return(key, n, now - began - elapsed_s)
 
     def _note_loaded(self, key: Hashable) -> None:
         if len(self._loaded) >= _MOST_LOADED:  # a server that makes functions without end

@@ -68,6 +68,9 @@ class FunctionCost(NamedTuple):
     try_alone_s
         Time of one item in the caller, in seconds, if a few of them were so fast there that a serial map is worth a
         trial; else None.
+    return_s
+        What a worker spends on an item beyond running it, above all to send its result, in seconds; None when not
+        measured yet.
     """
 
     mean_s: float
@@ -78,6 +81,7 @@ class FunctionCost(NamedTuple):
     n_items: int
     scaling: Scaling = Scaling()
     try_alone_s: float | None = None
+    return_s: float | None = None
 
 
 class _Function:
@@ -85,7 +89,7 @@ class _Function:
 
     __slots__ = (
         "alone_s", "carried", "carry_s", "cpu_share", "map_s", "map_var_s2", "map_weight", "mean_s", "n_clipped",
-        "n_items", "nbytes", "scaling", "size_fit", "total_s", "var_s2", "weight",
+        "n_items", "nbytes", "return_s", "returned", "scaling", "size_fit", "total_s", "var_s2", "weight",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -99,6 +103,8 @@ class _Function:
         self.carried = 0.0  # weight of the two below
         self.carry_s = 0.0
         self.nbytes = 0.0
+        self.returned = 0.0  # weight of the next
+        self.return_s = 0.0
         self.map_s = 0.0  # mean time of one item in whole maps
         self.map_var_s2 = 0.0
         self.map_weight = 0.0
@@ -218,6 +224,7 @@ class CostModel:
                 n_items=found.n_items,
                 scaling=found.scaling,
                 try_alone_s=found.alone_s,
+                return_s=found.return_s if found.returned else None,
             )
 
     def mean_s(self, key: Hashable) -> float | None:
@@ -359,6 +366,25 @@ class CostModel:
             f.carry_s += a * (x - f.carry_s)
             f.nbytes += a * (nbytes / n_items - f.nbytes)
             f.carried = _KEPT * (f.carried + n_items)
+
+    def observe_return(self, key: Hashable, n_items: int, beyond_s: float) -> None:
+        """Take in what a worker took for items beyond running them, from the results before them until theirs came.
+
+        Parameters
+        ----------
+        key
+            The function.
+        n_items
+            Items whose results came together.
+        beyond_s
+            The time for all of them, in seconds. Averaged over items like their times.
+        """
+        x = max(beyond_s, 0.0) / n_items
+        with self._lock:
+            f = self._entry(key)
+            a = n_items / (f.returned + n_items)
+            f.return_s += a * (x - f.return_s)
+            f.returned = _KEPT * (f.returned + n_items)
 
     def observe_worker_start(self, elapsed_s: float) -> None:
         """Take in how long a worker took from the decision to start it until it was ready."""

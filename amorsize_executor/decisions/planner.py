@@ -11,7 +11,7 @@ The time of a map of N items that take t seconds each alone is, for the serial l
     compute    N t(e) / e, where e tasks make progress at once (n, and the caller where it helps, but no more than CPUs
                over CPU share) and t(e) = t (1 + s (e - 1) + k e (e - 1)) by the universal scalability law
     start      the wait for workers that have to start, less the work that the caller and the others do meanwhile
-    pickling   N 2 q / e: q seconds an item, once in the parent, about as much again in the worker
+    pickling   N (q + r) / e: q seconds an item in the parent, r in the worker (as q until it was measured)
     dispatch   a chunk's overhead, for the chunks of one worker and the first of all
     tail       the last round is not full, and items differ
 
@@ -137,7 +137,8 @@ def parallel_cost(n_items: int, cost: FunctionCost, n_workers: int, pool: PoolSt
         if not left:  # they come too late
             start_s = START_PRICE * pool.worker_start_s + n_items / speed - n_items * t_at_once / at_once
     compute_s = n_items * t_at_once / at_once
-    pickling_s = max(2 * left * cost.carry_s / at_once, left * cost.carry_s - left * t_at_once / at_once)
+    there_s = cost.carry_s if cost.return_s is None else cost.return_s
+    pickling_s = max(left * (cost.carry_s + there_s) / at_once, left * cost.carry_s - left * t_at_once / at_once)
     chunk = chunk_size(max(int(left), 1), n_workers, t, known=True)
     chunks = max(left / chunk, 1.0) if left else 0.0
     dispatch_s = (chunks / n_workers + 1) * pool.chunk_overhead_s if left else 0.0

@@ -159,3 +159,17 @@ def test_least_recently_used_function_is_forgotten_first() -> None:
 def test_room_for_no_function_is_refused() -> None:
     with pytest.raises(ValueError, match="at least 1, got 0"):
         CostModel(max_functions=0)
+
+
+def test_what_workers_take_beyond_their_items_is_unknown_until_it_was_measured(model: CostModel) -> None:
+    model.observe("f", 10, 0.1)
+    found = model.lookup("f")
+    assert found is not None
+    assert found.return_s is None
+    for _ in range(10):
+        model.observe_return("f", 10, 0.05)
+    model.observe_return("f", 10, -0.01)  # clocks of two processes
+    found = model.lookup("f")
+    assert found is not None
+    assert found.return_s is not None
+    assert 0 < found.return_s <= 5e-3

@@ -186,3 +186,9 @@ def test_a_worker_starts_once_its_price_was_missed_which_is_higher_without_a_cpu
     n_ready: int, missed_s: float, pays: bool
 ) -> None:
     assert planner.start_pays(missed_s, COLD._replace(n_ready=n_ready, n_cpus=2)) is pays
+
+
+def test_work_whose_results_take_longer_to_send_than_to_make_stays_in_the_caller() -> None:
+    small, large = cost(1e-3)._replace(return_s=10e-6), cost(1e-3)._replace(return_s=5e-3)
+    assert plan_map("f", 400, small, WARM, inline=True).n_workers == 4
+    assert plan_map("f", 400, large, WARM, inline=True).is_serial
