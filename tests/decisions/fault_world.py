@@ -48,7 +48,7 @@ RESOURCES = (1, 2)
 _CALLERS = (0, 1)
 _IO = 2
 #: Rounds in which everybody may act until all must have ended.
-_MOST_ROUNDS = 5_000
+_MOST_ROUNDS = 50_000
 
 
 class Process:
