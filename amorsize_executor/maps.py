@@ -454,8 +454,10 @@ class Maps:
                 if job.plan is not None and job.plan.actual_s is None:  # its input ended behind its last result
                     self._finish(job)
                 return None
-            if job.may_inline and self._run_inline(job):
-                continue
+            if job.may_inline:
+                if self._run_inline(job):
+                    continue
+                self.replace_caller(job, time.perf_counter())
             job.wait(until)
 
     def ready_results(self, job: MapJob) -> list[Any] | None:
@@ -516,6 +518,7 @@ class Maps:
         n_copied = len(items)
         visited_at = job.visited_at
         batch = job.batch = InlineBatch(taken.start, items, function.local(), job.is_star)
+        cpu_began = None if job.is_released else time.process_time()  # of this process: an item may use several CPUs
         try:
             problem = batch.run(_LONG_BATCH_S)
         finally:
@@ -530,7 +533,8 @@ class Maps:
             is_next = batch.started_at - visited_at < _GAP_S
             job.note(0, batch.started_at, job.visited_at, ran, elapsed, at_once, is_continued=is_next)
             size = job.size_of(range(taken.start, taken.start + ran), elapsed)
-            self._engine.cost_model.observe(function.key, ran, elapsed, at_once=at_once, size=size)
+            cpu_s = None if cpu_began is None else time.process_time() - cpu_began
+            self._engine.cost_model.observe(function.key, ran, elapsed, cpu_s, at_once=at_once, size=size)
         if problem is not None or ran < n_copied:
             error = problem
         error = copy_values(values, taken.start, name) or error
@@ -708,7 +712,11 @@ class Maps:
     def replace_caller(self, job: MapJob, now: float) -> None:
         """Have a worker more for a map whose caller was to help, and does not."""
         plan = job.plan
-        if plan is None or not plan.is_helped or job.batch is not None or now - job.visited_at < _ABSENT_S:
+        if plan is None or not plan.is_helped or job.batch is not None:
+            return
+        mean_s = self._engine.cost_model.mean_s(job.function.key)
+        is_long = mean_s is not None and mean_s > planner.INLINE_ITEM_S and self._engine.scheduler.n_ready > 0
+        if not is_long and now - job.visited_at < _ABSENT_S:
             return
         with self._engine.lock:
             pool = self._engine.pool_state()
@@ -716,9 +724,8 @@ class Maps:
             if not waiting or job.plan is not plan:
                 return
             n_workers = min(plan.n_workers + 1, pool.max_workers)
-            item_s = self._engine.cost_model.mean_s(job.function.key)
-            if item_s is not None and item_s > planner.INLINE_ITEM_S:
-                why = f"an item takes {format_time(item_s)}, too long for the caller"
+            if is_long:
+                why = f"an item takes {format_time(mean_s or 0.0)}, too long for the caller"
             else:
                 why = f"the caller, who was to help, was away for {format_time(now - job.visited_at)}"
             job.plan = plan._replace(n_workers=n_workers, is_helped=False, constraint=why)

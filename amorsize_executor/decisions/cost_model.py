@@ -34,6 +34,8 @@ _FIRST_WEIGHT = 0.2
 _CLIP = 4.0
 #: ... and of whole maps, the latest map leaves this much.
 _KEPT_MAPS = 0.5
+#: CPU time over elapsed time from which on a function keeps several CPUs busy; below, it is noise.
+_SEVERAL_CPUS = 1.3
 #: A map counts for one level of parallelism if this share of its items ran there.
 _ONE_LEVEL = 0.9
 #: ... and if its items took at least this long in all, in seconds.
@@ -56,7 +58,7 @@ class FunctionCost(NamedTuple):
     std_s
         Standard deviation of the time of one item, in seconds.
     cpu_share
-        CPU time over elapsed time while it runs, 0 to 1; 1 when not measured yet.
+        CPU time over elapsed time while it runs; 1 when not measured yet. Above 1 for one that keeps several CPUs busy.
     carry_s
         What the parent spends to encode one item's arguments and decode its result, in seconds.
     nbytes
@@ -280,7 +282,7 @@ class CostModel:
         n_items
             Items that ran, one after another; at least 1.
         elapsed_s, cpu_s
-            Wall-clock and CPU time of all of them together, in seconds.
+            Wall-clock and CPU time of all of them together, in seconds; the latter may be of several CPUs.
         at_once
             How many items ran at the same time.
         size
@@ -307,7 +309,8 @@ class CostModel:
             f.n_items += n_items
             f.total_s += elapsed_s
             if cpu_s is not None and elapsed_s > 1e-3:
-                f.cpu_share += a * (min(cpu_s / elapsed_s, 1.0) - f.cpu_share)
+                share = cpu_s / elapsed_s
+                f.cpu_share += a * ((share if share > _SEVERAL_CPUS else min(share, 1.0)) - f.cpu_share)
 
     def observe_map(self, key: Hashable, items: dict[int, tuple[int, float]]) -> None:
         """Take in a whole map.

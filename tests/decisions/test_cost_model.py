@@ -173,3 +173,9 @@ def test_what_workers_take_beyond_their_items_is_unknown_until_it_was_measured(m
     assert found is not None
     assert found.return_s is not None
     assert 0 < found.return_s <= 5e-3
+
+
+def test_cpu_time_of_several_cpus_counts_and_a_little_more_than_one_is_noise(model: CostModel) -> None:
+    model.observe("f", 1, 1.0, 1.9)
+    model.observe("g", 1, 1.0, 1.1)
+    assert [found.cpu_share for name in "fg" if (found := model.lookup(name)) is not None] == [pytest.approx(1.9), 1.0]
