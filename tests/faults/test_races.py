@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from amorsize_executor import AmorsizeExecutor, dispatcher, logs
+from amorsize_executor import AmorsizeExecutor, CostModel, dispatcher, logs
 from amorsize_executor.decisions.work import Chunk
 from amorsize_executor.workers import pool
 
@@ -517,6 +517,23 @@ def test_what_ctrl_c_keeps_a_submit_from_sending_is_sent(
             executor.submit(noted, notes, 2)
         assert executor.submit(noted, notes, 3).result(LIMIT_S) == 9
     assert count_notes(notes) == {1: 1, 2: 1, 3: 1}
+
+
+def test_an_import_that_ctrl_c_spoils_for_the_io_thread_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = pool.WorkerPool.prepare
+    raised = []
+
+    def prepare(self: pool.WorkerPool) -> None:
+        if not raised and threading.current_thread().name == "amorsize-io":
+            raised.append(True)
+            raise ImportError("cannot import name 'launch'")
+        original(self)
+
+    monkeypatch.setattr(pool.WorkerPool, "prepare", prepare)
+    with AmorsizeExecutor(2, cost_model=CostModel()) as executor:
+        # While the caller is in its first item, the I/O thread hands the others to workers.
+        assert list(executor.map(work, [0.3, *[0.001] * 50])) == [None] * 51
+        assert raised
 
 
 def test_ctrl_c_does_not_send_again_what_nobody_wants(monkeypatch: pytest.MonkeyPatch) -> None:
