@@ -548,7 +548,7 @@ class Dispatcher:
         While the caller computes, the I/O thread gets the interpreter lock back only every 5 ms, and an import gives it
         away a hundred times.
         """
-        if self.pool is not None and self.pool.context is None and not self.is_io_thread:  # which knows what if it fails
+        if self.pool is not None and self.pool.context is None and not self.is_io_thread:  # whose own starts try again
             self.pool.prepare()
             if not self._memory.looked_at:
                 self._look_at_memory()
