@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # as of typing, which a worker does without (see `workers`)
 if TYPE_CHECKING:
+    from typing import Any
+
     from .batching import Batcher, BatchStats
     from .counters import MapStats
     from .decisions.cost_model import CostModel

@@ -21,6 +21,7 @@ from .workers.warm import Block, BlockWriter, StoreFull, WarmBlocks
 if TYPE_CHECKING:
     from .decisions.work import Chunk
     from .workers.functions import Function
+    from .workers.interfaces import Lease
     from .workers.resources import Resource
 
 
@@ -288,7 +289,7 @@ def _encode_item(job: MapJob, index: int, item: Any, writer: BlockWriter) -> ser
 
 
 def decode_outcomes(
-    job: MapJob | None, items: Sequence[int], outcomes: list[tuple[int, Any]], lease: serialize.Lease
+    job: MapJob | None, items: Sequence[int], outcomes: list[tuple[int, Any]], lease: Lease
 ) -> tuple[list[Any], int]:
     """Results of items (`Failed` where there is none), and how many of them did not run.
 

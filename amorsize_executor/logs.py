@@ -110,7 +110,8 @@ class WorkerLogs:
             self._told.pop(worker_id, None)
 
     def _frame(self, pool: Pool) -> Frame:
-        return make_frame((protocol.LOGGING, self._wanted, pool.is_forking))
+        told = None if self._wanted is None else tuple(self._wanted)
+        return make_frame((protocol.LOGGING, told, pool.is_forking))
 
     # ------------------------------------------------------------------ what they send
 

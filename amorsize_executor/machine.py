@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 import os
 import sys
-from typing import TYPE_CHECKING, NamedTuple
 
 from . import cgroups
 from .cgroups import read as _read
 
+TYPE_CHECKING = False  # as of typing, which a worker does without (see `workers`)
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -87,28 +87,26 @@ def memory_limit(root: str | Path = "/") -> int:
     return min([host_memory(root), *cgroups.memory_limits(os.fspath(root))])
 
 
-class FreeMemory(NamedTuple):
+def free_memory(root: str | Path = "/", *, has_groups: bool = True) -> tuple[int, int]:
     """Bytes that may still be taken before the machine's memory, or what its cgroup allows, is used up.
 
-    Attributes
+    Parameters
     ----------
-    nbytes
-        Without swapping.
-    with_swap_nbytes
-        Where the machine's swap counts as memory.
+    root
+        Root of the file system to read files from.
+    has_groups
+        Whether any cgroup may limit it.
+
+    Returns
+    -------
+    tuple[int, int]
+        Without swapping, and where the machine's swap counts as memory.
     """
-
-    nbytes: int
-    with_swap_nbytes: int
-
-
-def free_memory(root: str | Path = "/", *, has_groups: bool = True) -> FreeMemory:
-    """What may still be taken; `has_groups`: whether any cgroup may limit it."""
     free = cgroups.free_nbytes(os.fspath(root)) if has_groups else None
     available, swap = _available_memory(os.fspath(root))
     if free is None:
-        return FreeMemory(available, available + swap)
-    return FreeMemory(min(available, free), min(available + swap, free))
+        return available, available + swap
+    return min(available, free), min(available + swap, free)
 
 
 def resident_nbytes(pid: int) -> int | None:
@@ -149,7 +147,7 @@ def cpu_s(pid: int) -> float:
     return float(times.user + times.system)
 
 
-class MemoryUse(NamedTuple):
+class MemoryUse:
     """Memory of this process, in bytes.
 
     Attributes
@@ -162,9 +160,12 @@ class MemoryUse(NamedTuple):
         The same, with the pages of files.
     """
 
-    private_nbytes: int
-    peak_private_nbytes: int
-    peak_nbytes: int
+    __slots__ = ("peak_nbytes", "peak_private_nbytes", "private_nbytes")
+
+    def __init__(self, private_nbytes: int, peak_private_nbytes: int, peak_nbytes: int) -> None:
+        self.private_nbytes = private_nbytes
+        self.peak_private_nbytes = peak_private_nbytes
+        self.peak_nbytes = peak_nbytes
 
 
 def memory_use() -> MemoryUse:

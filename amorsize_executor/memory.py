@@ -73,8 +73,7 @@ class MemoryWatch:
     def room(self, uses: Mapping[int, Sample]) -> Room:
         """What there is beside workers that use so much."""
         limit = self.limit_nbytes()
-        free = machine.free_memory(has_groups=self._has_groups)
-        left = free.nbytes, free.with_swap_nbytes
+        left = machine.free_memory(has_groups=self._has_groups)
         if self._user_limit is not None:
             own = limit - sum([sample.nbytes for sample in uses.values()]) - self._own_nbytes()
             left = min(left[0], own), min(left[1], own)

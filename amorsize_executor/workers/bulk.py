@@ -6,11 +6,14 @@ pickler that leaves them out, too, is used instead; it asks about each object, s
 
 from __future__ import annotations
 
+import _pickle as pickle
 import io
-import pickle
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+
+TYPE_CHECKING = False  # as of typing: see the package's docstring
+if TYPE_CHECKING:
+    from typing import Any, TypeAlias
 
 #: Smaller objects of these types, in bytes, are copied into the pickle.
 BULK_NBYTES = 64 << 10
@@ -24,7 +27,7 @@ _memmap: Any = None
 #: What a bulky object is to become again.
 BYTES, BYTEARRAY, MEMMAP = 0, 1, 2
 #: Index among the bulky objects of an entry, kind, and what else it takes to make it.
-PersistentId = tuple[Any, ...]
+PersistentId: TypeAlias = "tuple[Any, ...]"
 
 
 def is_among(objs: Iterable[object]) -> bool:

@@ -11,17 +11,20 @@ The worker's side sends with plain blocking calls (see `process`): the parent al
 
 from __future__ import annotations
 
+import _pickle as pickle
+import _socket as socket
 import array
 import os
-import pickle
-import socket
 import struct
 import threading
 from collections import deque
 from collections.abc import Sequence
-from typing import Any
 
 from . import blocks
+
+TYPE_CHECKING = False  # as of typing: see the package's docstring
+if TYPE_CHECKING:
+    from typing import Any
 
 HEADER = struct.Struct("<IBB")
 #: Largest body that travels inside a frame, in bytes.
@@ -34,6 +37,11 @@ LOST = -1
 _MAX_FDS = 16
 _CMSG_NBYTES = socket.CMSG_SPACE(_MAX_FDS * array.array("i").itemsize) if hasattr(socket, "CMSG_SPACE") else 0
 _RECV_FLAGS = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
+
+
+def rights(fds: Sequence[int]) -> list[tuple[int, int, array.array[int]]]:
+    """What lets a message carry descriptors, as of ``sendmsg``."""
+    return [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
 
 
 class Frame:
@@ -217,8 +225,7 @@ class Channel:
                 continue
             try:
                 if frame is not None and frame.fds:
-                    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", frame.fds))]
-                    sent = self.sock.sendmsg([data], rights)
+                    sent = self.sock.sendmsg([data], rights(frame.fds))
                     frame.close()
                 else:
                     sent = self.sock.send(data)

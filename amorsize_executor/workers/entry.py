@@ -2,27 +2,22 @@
 
 The process is made to resemble its parent as much as a task may expect: module search path, working folder, arguments,
 authentication key, and multiprocessing's idea of what the current and the parent process are. It imports no more than
-that takes, since each worker pays for it; least of all loky or the parent's main module.
+that takes, since each worker pays for it: least of all loky or the parent's main module, and multiprocessing only if a
+task does.
 """
 
 from __future__ import annotations
 
-import multiprocessing
-import socket
+import _socket as socket
+import os
 import sys
-from multiprocessing import process, resource_tracker
-from typing import Any
 
+from .late import when_imported
 from .process import worker_main
 
-
-class WorkerProcess(multiprocessing.Process):
-    """The worker's own process, as ``multiprocessing.current_process()`` tells it."""
-
-    def __init__(self, parent: tuple[str, int], identity: tuple[int, ...], **arguments: Any) -> None:
-        super().__init__(**arguments)
-        self._parent_name, self._parent_pid = parent
-        self._identity = identity
+TYPE_CHECKING = False  # as of typing: see the package's docstring
+if TYPE_CHECKING:
+    from typing import Any
 
 
 def main(state: dict[str, Any]) -> None:
@@ -34,19 +29,53 @@ def main(state: dict[str, Any]) -> None:
         What `launch` has told of the parent; the module search path stands already.
     """
     sys.argv = state["argv"]
-    process.ORIGINAL_DIR = state["original_dir"]  # type: ignore[attr-defined]
-    process.current_process().authkey = state["authkey"]
+    _close_stdin()
+    when_imported("multiprocessing.process", lambda process: _introduce(process, state))
+    when_imported("multiprocessing.resource_tracker", lambda tracker: _use_tracker(tracker, state["tracker_fd"]))
     if state["mp_log_level"] is not None:
         from multiprocessing import util
 
         util.log_to_stderr(state["mp_log_level"])
-    resource_tracker._resource_tracker._fd = state["tracker_fd"]  # type: ignore[attr-defined]  # as spawned ones do
-    channel = socket.socket(fileno=state["channel_fd"])
-    worker = WorkerProcess(
-        (state["parent_name"], state["parent_pid"]),
-        tuple(state["identity"]),
-        name=state["name"],
-        target=worker_main,
-        args=(channel, state["parent_pid"], {}),
-    )
-    sys.exit(worker._bootstrap())  # type: ignore[attr-defined]  # what each start method calls in the new process
+    try:
+        channel = socket.socket(fileno=state["channel_fd"])
+        worker_main(channel, state["parent_pid"], {}, state["name"].rpartition("-")[2])
+    finally:
+        loaded: Any = sys.modules.get("multiprocessing.util")
+        if loaded is not None:
+            loaded._exit_function()  # before threads are joined, as any process of multiprocessing does
+
+
+def _introduce(process: Any, state: dict[str, Any]) -> None:
+    """Tell multiprocessing what this process is, as each of its start methods does in the new one."""
+
+    class WorkerProcess(process.BaseProcess):  # type: ignore[misc]
+        """The worker's own process, as ``multiprocessing.current_process()`` tells it."""
+
+        def __init__(self) -> None:
+            super().__init__(name=state["name"])
+            self._parent_name = state["parent_name"]
+            self._parent_pid = state["parent_pid"]
+            self._identity = tuple(state["identity"])
+
+    process.ORIGINAL_DIR = state["original_dir"]
+    worker = WorkerProcess()
+    worker.authkey = state["authkey"]
+    process._current_process = worker
+    process._parent_process = process._ParentProcess(state["parent_name"], state["parent_pid"], None)
+    process._process_counter = type(process._process_counter)(1)
+    process._children = set()
+
+
+def _use_tracker(resource_tracker: Any, fd: int) -> None:
+    resource_tracker._resource_tracker._fd = fd  # as in spawned processes
+
+
+def _close_stdin() -> None:
+    """Tasks read nothing from the terminal."""
+    if sys.stdin is None:
+        return
+    try:
+        sys.stdin.close()
+        sys.stdin = os.fdopen(os.open(os.devnull, os.O_RDONLY), encoding="utf-8", closefd=False)
+    except (OSError, ValueError):
+        pass  # as in multiprocessing's processes

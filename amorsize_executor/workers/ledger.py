@@ -17,11 +17,15 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
 from .. import machine
-from . import blocks, protocol, serialize
+from . import blocks, protocol
 from .channel import Frame, make_frame
 from .warm import IDLE_S, Block, WarmBlocks
+
+if TYPE_CHECKING:
+    from .interfaces import Lease
 
 #: This part of the memory limit, at most, is in blocks that are free.
 _FREE_PART = 1 / 8
@@ -121,7 +125,7 @@ class BlockLedger:
 
     # ------------------------------------------------------------------ results
 
-    def reader(self, worker_id: int, number: int, block_fd: int) -> serialize.Lease:
+    def reader(self, worker_id: int, number: int, block_fd: int) -> Lease:
         """Views of a block of results; when they are gone, the worker may use it again."""
         freed = partial(self._freed.append, (worker_id, number))
         return _reader(block_fd, freed if number else None)
@@ -185,7 +189,7 @@ def _forgettable(known: dict[int, Block]) -> list[int]:
     return forget
 
 
-def _reader(block_fd: int, freed: Callable[[], None] | None) -> serialize.Lease:
+def _reader(block_fd: int, freed: Callable[[], None] | None) -> Lease:
     view: memoryview | None = None
 
     def lease(block_id: int, start: int, stop: int) -> tuple[memoryview, int]:

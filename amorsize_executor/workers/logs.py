@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from . import serialize
 
@@ -110,8 +110,9 @@ class LogForwarding:
         self._is_settled = False
         self._levels: dict[str, tuple[int, int]] = {}  # of loggers that have theirs from the parent: before, and now
 
-    def receive(self, wanted: Wanted | None, *, is_forked: bool) -> None:
-        """The parent has told what it wants; nothing if `wanted` is None."""
+    def receive(self, told: tuple[Any, ...] | None, *, is_forked: bool) -> None:
+        """The parent has told what it wants (the elements of `Wanted`); nothing if that is None."""
+        wanted = None if told is None else Wanted(*told)
         if is_forked and wanted is not None and not self._is_settled:  # inherited: they are the parent's
             for _, logger in known_loggers():
                 for handler in logger.handlers[:]:

@@ -356,7 +356,7 @@ class WorkerPool:
             from .launch import WorkerProcess
 
             return WorkerProcess(theirs.fileno(), self._relay().write_fd, name=name, env=self._env)
-        return context.Process(target=worker_main, args=(theirs, os.getpid(), self._env), name=name)
+        return context.Process(target=worker_main, args=(theirs, os.getpid(), self._env, str(worker_id)), name=name)
 
     def wait(
         self, timeout: float | None, on_message: Callable[[Message], object], on_end: Callable[[Ended], object]

@@ -12,30 +12,28 @@ Before an item or group runs it is claimed (`claims`), because the parent may ha
 
 from __future__ import annotations
 
+import _pickle as pickle
+import _signal as signal  # type: ignore[import-not-found]
+import _socket as socket
 import atexit
 import faulthandler
 import fcntl
 import marshal
 import os
-import pickle
 import select
-import signal
-import socket
 import struct
 import sys
 import threading
 import time
-import traceback
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice, starmap
-from typing import Any, NoReturn
 
 from .. import machine
 from . import blocks, bulk, mapped, protocol, resources, serialize, sharing, warm
-from .channel import LOST, FrameReader, Receiver, make_frame
+from .channel import LOST, FrameReader, Receiver, make_frame, rights
 from .claims import ClaimFile
-from .logs import LogForwarding
+from .late import when_imported
 from .protocol import (
     ENTRIES,
     ERROR,
@@ -53,6 +51,14 @@ from .protocol import (
 )
 from .residents import Objects, Residents, SharedResidents
 from .title import IDLE_S, Title
+
+TYPE_CHECKING = False  # as of typing: see the package's docstring
+if TYPE_CHECKING:
+    from types import ModuleType
+    from typing import Any, NoReturn
+
+    from .interfaces import Lease
+    from .logs import LogForwarding
 
 #: Results wait for others of their chunk, the longer the longer their worker has been busy: one part in so many of it,
 #: within these bounds, in nanoseconds. To receive some takes the parent 0.1 ms of the CPU time that workers could use.
@@ -100,7 +106,7 @@ _OOM_SCORE = 300
 _MOST_LATE = 1_000
 
 
-def worker_main(sock: socket.socket, parent_pid: int, env: dict[str, str]) -> None:
+def worker_main(sock: socket.socket, parent_pid: int, env: dict[str, str], worker_id: str) -> None:
     """Run a worker until its channel ends.
 
     Parameters
@@ -111,9 +117,9 @@ def worker_main(sock: socket.socket, parent_pid: int, env: dict[str, str]) -> No
         The process that owns this worker.
     env
         Environment to set, where it could not be set before this process began.
+    worker_id
+        The worker's number, for its process's title.
     """
-    from multiprocessing import current_process  # which the parent imports when it starts a worker
-
     os.environ.update(env)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the parent decides
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # blocked by the parent, for what came before this
@@ -123,7 +129,7 @@ def worker_main(sock: socket.socket, parent_pid: int, env: dict[str, str]) -> No
     _be_killed_first()
     _watch_parent(parent_pid)
     warm.close_inherited()  # by a forked worker
-    worker = Worker(sock, current_process().name.rpartition("-")[2])
+    worker = Worker(sock, worker_id)
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=worker.become_copy)
     try:
@@ -305,7 +311,7 @@ class Worker:
         self._sending = threading.Lock()
         self._late: deque[bytes] = deque()  # log records that came while something was sent
         self._n_lost = 0  # those that came while too many waited
-        self._logging = LogForwarding(self._send_log)
+        self._logging = _LateLogging(self._send_log)
         self._title = Title(worker_id)
         self._residents = Residents(self._send) if objects is None else SharedResidents(self._send, objects)
         sharing.receive_with(self._blocks, in_thread=is_thread)
@@ -314,7 +320,7 @@ class Worker:
     def become_copy(self) -> None:
         """In a child that a task forked: the channel belongs to the parent of it."""
         self._is_copy = True
-        self._logging.stop()
+        self._logging.become_copy()
 
     def close(self) -> None:
         """The worker leaves, told to and in peace."""
@@ -826,7 +832,7 @@ class Worker:
     def _send_now(self, frame: Any) -> None:
         if frame.fds:
             try:
-                sent = socket.send_fds(self._sock, [frame.data], list(frame.fds))
+                sent = self._sock.sendmsg([frame.data], rights(frame.fds))
             finally:
                 frame.close()
             if sent < len(frame.data):
@@ -863,13 +869,74 @@ class Worker:
             words[0] = chunk_id
 
 
+class _LateLogging:
+    """What this process's `logging` has to do, as soon as something imports it.
+
+    Parameters
+    ----------
+    send
+        Sends a packed record; may be called by any thread.
+    """
+
+    def __init__(self, send: Callable[[bytes], None]) -> None:
+        self._send = send
+        # Guards all that follows, and is held while it is handed on.
+        self._lock = threading.RLock()
+        self._told: list[tuple[tuple[Any, ...] | None, bool]] = []
+        self._is_settled = False
+        self._is_over = False
+        self._forwarding: LogForwarding | None = None
+        when_imported("logging", self._begin)
+
+    def _begin(self, logging: ModuleType) -> None:
+        import multiprocessing  # noqa: F401  # records have the name of the process only where this was imported
+
+        from .logs import LogForwarding
+
+        with self._lock:
+            if self._is_over:
+                return
+            self._forwarding = LogForwarding(self._send)
+            for wanted, is_forked in self._told:
+                self._forwarding.receive(wanted, is_forked=is_forked)
+            if self._is_settled:
+                self._forwarding.settle()
+
+    def receive(self, wanted: tuple[Any, ...] | None, *, is_forked: bool) -> None:
+        """The parent has told what it wants."""
+        with self._lock:
+            if self._forwarding is not None:
+                self._forwarding.receive(wanted, is_forked=is_forked)
+            else:
+                self._told = [(wanted, is_forked)]
+
+    def settle(self) -> None:
+        """The initializer has run, and with it whatever configures logging here."""
+        with self._lock:
+            self._is_settled = True
+            if self._forwarding is not None:
+                self._forwarding.settle()
+
+    def stop(self) -> None:
+        """Nothing can be sent any more."""
+        with self._lock:
+            self._is_over = True
+            if self._forwarding is not None:
+                self._forwarding.stop()
+
+    def become_copy(self) -> None:
+        """In a child that a task has forked: a thread that it has not may have held the lock."""
+        self._lock = threading.RLock()
+        self.stop()
+
+
 def _end_copy(error: BaseException | None) -> NoReturn:
     """End a child that a task forked and that came back out of the task: its result is not the worker's."""
     status = 0
     if isinstance(error, SystemExit):
         status = error.code if isinstance(error.code, int) else int(error.code is not None)
     elif error is not None:
-        traceback.print_exception(type(error), error, error.__traceback__)
+        sys.excepthook(type(error), error, error.__traceback__)
         status = 1
     os._exit(status)
 
@@ -878,7 +945,7 @@ def _unloaded(*args: Any, **kwargs: Any) -> NoReturn:
     raise AssertionError("the function is loaded before it is called")
 
 
-def _lease_of(block_fd: int | None) -> serialize.Lease:
+def _lease_of(block_fd: int | None) -> Lease:
     """Views of the block that came with a frame."""
 
     def lease(block_id: int, start: int, stop: int) -> tuple[memoryview, int]:
@@ -943,9 +1010,17 @@ def not_picklable(what: str, error: Exception) -> Exception:
     return error
 
 
+def _traceback_of(error: BaseException) -> str:
+    try:
+        from traceback import format_exception
+    except Exception as problem:  # tasks have left no descriptors, or changed where modules are looked for
+        return f"No traceback: {problem!r}\n{type(error).__qualname__}\n"
+    return "".join(format_exception(type(error), error, error.__traceback__))
+
+
 def encode_error(error: BaseException) -> bytes:
     """Entry of (exception, traceback text); an exception that cannot be pickled is replaced by one that says so."""
-    text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    text = _traceback_of(error)
     try:
         data = serialize.dumps((error, text))
         loaded, _ = pickle.loads(data)

@@ -23,7 +23,7 @@ Parent to worker::
     (LOAD, resource_id, entry, block_ids)        build a resource ahead of tasks; entry: of its handle; block_ids:
                                                  blocks that it refers to, in use as by a chunk of number -resource_id
     (CLOSE_RESOURCES, resource_ids)              no task that was sent needs them
-    (LOGGING, wanted, is_forked)                 what the parent's logging takes (`logs.Wanted`), or None: nothing;
+    (LOGGING, wanted, is_forked)                 what the parent's logging takes (as `logs.Wanted`), or None: nothing;
                                                  is_forked: handlers that are there before INIT are the parent's
     (EXIT,)
 
@@ -56,9 +56,12 @@ from __future__ import annotations
 import io
 import marshal
 import mmap
-from typing import Any
 
 from .channel import FRAME_NBYTES
+
+TYPE_CHECKING = False  # as of typing: see the package's docstring
+if TYPE_CHECKING:
+    from typing import Any
 
 INIT, ATTACH, RUN, EXIT, BLOCK, FORGET_BLOCKS, RESULTS_FREED, LOAD, CLOSE_RESOURCES = 1, 2, 3, 4, 5, 6, 7, 8, 9
 LOGGING = 10

@@ -9,18 +9,18 @@ Owned by the worker's main thread; where threads of one process are workers, eac
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
-from typing import Any
 
 from .. import machine
 from . import protocol, serialize
 
-_logger = logging.getLogger(__name__)
+TYPE_CHECKING = False  # as of typing: see the package's docstring
+if TYPE_CHECKING:
+    from typing import Any
 
 
 class Residents:
@@ -80,7 +80,9 @@ class Residents:
             try:
                 ending.close()
             except Exception:  # the worker works on: the object is given up all the same
-                _logger.exception("the resource %r could not be closed", name)
+                import logging
+
+                logging.getLogger(__name__).exception("the resource %r could not be closed", name)
 
     def close_all(self) -> None:
         """Close all, the latest first: it may be built from those before it."""

@@ -13,15 +13,18 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from . import bulk, serialize
-from .sharing import Shared
+from .sharing import Of, Shared
 
+TYPE_CHECKING = False  # as of typing: see the package's docstring
 if TYPE_CHECKING:
+    from typing import Any, TypeVar
+
+    from .interfaces import Residents, User
     from .warm import Block
 
-T = TypeVar("T")
+    T = TypeVar("T")
 
 #: Handles that are pickled while nobody can resolve them where they are going.
 _NOWHERE = (
@@ -46,27 +49,7 @@ class NeedsWorker(Exception):
     """Something needs a resource, so that it cannot run in this process."""
 
 
-class Residents(Protocol):
-    """The objects of a worker."""
-
-    def resolve(self, resource_id: int, name: str, recipe: serialize.Entry, /) -> Any:
-        """The object of a resource, built if it is not there."""
-
-
-class User(Protocol):
-    """An executor whose tasks were given a handle."""
-
-    def close_resource(self, resource_id: int, /) -> None:
-        """The handle was closed."""
-
-    def abandon_resource(self, resource_id: int, /) -> None:
-        """The handle is gone; called at any point of any thread, so it takes no lock."""
-
-    def warm_resource(self, resource: Resource[Any], /) -> None:
-        """All workers are to build it ahead of tasks, now and later."""
-
-
-class Resource(Generic[T]):
+class Resource(Of["T"]):
     """A handle for an object that each worker builds at its first use, and keeps.
 
     It may stand anywhere in the arguments of tasks and in functions; a task gets the object of its worker, always the

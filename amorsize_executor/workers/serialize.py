@@ -16,15 +16,17 @@ An object becomes an *entry*, which is small enough for a frame or refers to blo
 
 from __future__ import annotations
 
-import pickle
+import _pickle as pickle
 import threading
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
 
 from . import bulk
 
+TYPE_CHECKING = False  # as of typing: see the package's docstring
 if TYPE_CHECKING:
-    from typing import TypeAlias
+    from typing import Any, TypeAlias
+
+    from .interfaces import Cache, Lease, Writer
 
 PROTOCOL = 5
 #: Buffers of an object that are larger than this in all, in bytes, travel in a block.
@@ -147,16 +149,6 @@ def _dumps_by_value(
         raise error from first_error
 
 
-class Writer(Protocol):
-    """Where the large buffers of an object go."""
-
-    def store(self, buffer: memoryview, /) -> Part:
-        """Store a buffer and return what stands for it in an entry."""
-
-    def serial(self, part: Part, /) -> int:
-        """A number that no other content that is stored in this process will get; 0 if it has none."""
-
-
 class _Sending(threading.local):
     """What this thread is pickling for; for objects that are sent in a way of their own."""
 
@@ -245,16 +237,6 @@ class _LargeBuffers(list[pickle.PickleBuffer]):
         return False
 
 
-class Lease(Protocol):
-    """How a receiver gets at what stands in blocks."""
-
-    def __call__(self, block_id: int, start: int, stop: int, /) -> tuple[memoryview, int]:
-        """A private view that has these bytes of a block, and the offset in the block where the view begins.
-
-        Each call gives another one: what is written to one is not seen in others.
-        """
-
-
 def decode(entry: Entry, lease: Lease, cache: Cache | None = None) -> Any:
     """The object of an entry.
 
@@ -287,19 +269,6 @@ def decode(entry: Entry, lease: Lease, cache: Cache | None = None) -> Any:
         return obj
 
     return bulk.loads(data, _leased(parts, lease), load)
-
-
-class Cache(Protocol):
-    """`bytes` by the serial numbers of their content."""
-
-    def __contains__(self, serial: object, /) -> bool:
-        """Whether they are here."""
-
-    def __getitem__(self, serial: int, /) -> bytes:
-        """They themselves."""
-
-    def __setitem__(self, serial: int, obj: Any, /) -> None:
-        """Keep them, perhaps."""
 
 
 def _leased(parts: Sequence[_Buffer], lease: Lease) -> list[Any]:

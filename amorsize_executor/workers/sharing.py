@@ -9,15 +9,29 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from types import GenericAlias, TracebackType
 
 from . import mapped, serialize, warm
 
+TYPE_CHECKING = False  # as of typing: see the package's docstring
 if TYPE_CHECKING:
-    from typing import TypeAlias
+    from typing import Any, Generic, TypeAlias, TypeVar
 
-T = TypeVar("T")
+    from .interfaces import Cache, Lease, Received
+
+    T = TypeVar("T")
+
+    class Of(Generic[T]):
+        """Base of a generic class."""
+
+else:
+
+    class Of:
+        """The same, as far as it takes to write ``Shared[int]``."""
+
+        __class_getitem__ = classmethod(GenericAlias)
+
+
 _Content: TypeAlias = "tuple[bytes | serialize.Part, tuple[Any, ...]]"
 
 #: Blocks of handles: closed when their last user is gone, never used again.
@@ -37,21 +51,7 @@ class _Here(threading.local):
 _here = _Here()
 
 
-class Received(Protocol):
-    """Blocks that came from another process."""
-
-    @property
-    def cache(self) -> serialize.Cache:
-        """For large `bytes`."""
-
-    def has_all(self, block_ids: tuple[int, ...], /) -> bool:
-        """Whether these blocks have come."""
-
-    def lease(self, block_id: int, start: int, stop: int, /) -> tuple[memoryview, int]:
-        """A private view, as `serialize.Lease`."""
-
-
-class Shared(Generic[T]):
+class Shared(Of["T"]):
     """An object in shared memory, stored once, until it is closed.
 
     It may stand anywhere in the arguments of tasks and in functions; a task gets the object itself, with its own
@@ -230,7 +230,7 @@ def _resolve(block_id: int, content: _Content) -> Any:
     return handle.get()
 
 
-def _load(content: _Content, lease: serialize.Lease, cache: serialize.Cache | None) -> Any:
+def _load(content: _Content, lease: Lease, cache: Cache | None) -> Any:
     data, rest = content
     if not isinstance(data, bytes):
         offset, nbytes, _, block_id = data

@@ -31,12 +31,17 @@ import time
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from . import blocks
 
+TYPE_CHECKING = False  # as of typing: see the package's docstring
 if TYPE_CHECKING:
+    from typing import Any, TypeVar
+
+    from .interfaces import Sized
     from .resources import Resource
+
+    _Any = TypeVar("_Any", bound=Sized)
 
 #: Buffers of at least this size, in bytes, are looked for in blocks: below, to look (about 5 us) is not much faster
 #: than to copy.
@@ -181,14 +186,24 @@ class Block:
         return self.fd < 0
 
 
-class _Extent(NamedTuple):
+class _Extent:
     """Where a buffer stands, and how its owner is seen to be alive."""
 
-    block: Block
-    offset: int
-    epoch: weakref.ref[Epoch] | None
-    owner: weakref.ref[Any] | None
-    serial: int
+    __slots__ = ("block", "epoch", "offset", "owner", "serial")
+
+    def __init__(
+        self,
+        block: Block,
+        offset: int,
+        epoch: weakref.ref[Epoch] | None,
+        owner: weakref.ref[Any] | None,
+        serial: int,
+    ) -> None:
+        self.block = block
+        self.offset = offset
+        self.epoch = epoch
+        self.owner = owner
+        self.serial = serial
 
 
 class WarmBlocks:
@@ -447,15 +462,6 @@ def new_serial() -> int:
 def aligned(offset: int) -> int:
     """The next offset at which a buffer may begin: what SIMD code and NumPy like."""
     return offset + -offset % _ALIGNMENT
-
-
-class _Sized(Protocol):
-    @property
-    def nbytes(self) -> int:
-        """Size in bytes."""
-
-
-_Any = TypeVar("_Any", bound=_Sized)
 
 
 def best_fit(candidates: Iterable[_Any], nbytes: int) -> _Any | None:

@@ -15,7 +15,7 @@ from amorsize_executor.workers.process import worker_main
 
 ours, theirs = socket.socketpair()
 ours.sendall(make_frame({message}).data)
-worker_main(theirs, os.getppid(), {{}})
+worker_main(theirs, os.getppid(), {{}}, "1")
 """
 
 
