@@ -46,7 +46,7 @@ from .decisions.actions import (
     TakeBack,
 )
 from .decisions.cost_model import CostModel
-from .decisions.planner import PoolState
+from .decisions.planner import LEAST_LOAD_S, PoolState
 from .decisions.resources import NOTHING, Needs
 from .decisions.scheduler import Scheduler
 from .decisions.work import Chunk
@@ -102,8 +102,8 @@ _MOST_WAY_S = 2e-3
 _STOP_S = 1e-3
 #: What was learned is written at most this often while nothing runs, in seconds, and at the end.
 _KEEP_S = 30.0
-#: Functions of which it is remembered that workers have run them, at most.
-_MOST_LOADED = 4096
+#: A worker's first item that takes so many times what others take has loaded something.
+_LOADING_ITEM = 4
 #: Longest wait of the I/O thread, in seconds: a selector takes no infinity.
 _LONGEST_WAIT_S = 86_400.0
 
@@ -175,7 +175,6 @@ class Dispatcher:
         )
         self._gate = Gate(self.lock, lambda: self.scheduler.n_queued, lambda: self.is_shut_down)
         self._tasks: dict[int, Task] = {}
-        self._loaded: set[Hashable] = set()  # keys of functions of which workers have given results
         self.fronts: set[Front] = set()  # those that have calls; under the lock
         self.maps = Maps(self)
         self.residency = Residency(self)
@@ -465,12 +464,15 @@ class Dispatcher:
         self._last_id += 1
         return self._last_id
 
-    def pool_state(self, needs: Needs = NOTHING) -> PoolState:
-        """The pool as the planner sees it for items with these needs; under the lock."""
+    def pool_state(self, needs: Needs = NOTHING, key: Hashable = None) -> PoolState:
+        """The pool as the planner sees it for items of a function with these needs; under the lock."""
         n_ready, start_s = self.scheduler.n_ready, self.cost_model.worker_start_s
         if needs:  # a worker that must load first is like one that must start
             n_ready = self.scheduler.n_holders(needs)
             start_s = (self.scheduler.load_s(needs) or 0.0) + (start_s if n_ready == self.scheduler.n_ready else 0.0)
+        elif key is not None and (load_s := self._load_s(key)) >= LEAST_LOAD_S:  # and so is one that must import much
+            n_ready = self.scheduler.n_knowing(key)
+            start_s = load_s + (start_s if n_ready == self.scheduler.n_ready else 0.0)
         return PoolState(
             n_ready,
             self.scheduler.worker_limit,
@@ -478,6 +480,11 @@ class Dispatcher:
             start_s,
             self.cost_model.chunk_overhead_s,
         )
+
+    def _load_s(self, key: Hashable) -> float:
+        """What a worker takes to load a function, in seconds, as far as that is known by now."""
+        known_s = self.cost_model.load_s(key)
+        return known_s if known_s is not None else self.scheduler.loading_s(key, time.perf_counter())
 
     # ------------------------------------------------------------------ actions
 
@@ -525,10 +532,6 @@ class Dispatcher:
     def _open_gate(self) -> None:
         with self.lock:
             self._gate.open()
-
-    def has_loaded(self, function: Function) -> bool:
-        """Whether some worker has given a result of a function."""
-        return function.key in self._loaded
 
     def run_in_worker(self, fn: Callable[..., Any], item: Any) -> Any:
         """Result of one call in a worker, which is measured."""
@@ -905,7 +908,6 @@ class Dispatcher:
                 actions += self.scheduler.look({worker_id: pool.running(worker_id) for worker_id in timed}, now)
             held = [self.maps.jobs[i] for i in self.scheduler.held_jobs() if i in self.maps.jobs]
             tiny = list(self.maps.tiny)
-            pool_state = self.pool_state()
             if self.is_watching:
                 self._idle_looks = 0 if held or tiny else self._idle_looks + 1
                 self.is_watching = self._idle_looks < _WATCH_IDLE_LOOKS
@@ -925,7 +927,7 @@ class Dispatcher:
             if now - found.created_at > PATIENCE_S:
                 self.maps.convert(found)
         for job in held:
-            self.maps.look_after(job, pool_state, now)
+            self.maps.look_after(job, now)
 
     def _is_time_up(self) -> bool:
         """Whether it must be looked around, however much there is to do."""
@@ -964,9 +966,13 @@ class Dispatcher:
                 if chunk is not None:
                     self.execute(self._send(worker_id, chunk, is_resent=True))
             elif code == protocol.CUT:
+                chunk, now = self.scheduler.chunk(worker_id, content[1]), time.perf_counter()
+                key = chunk.first_of if chunk is not None and not chunk.needs else None
                 with self.lock:
-                    actions = self.scheduler.chunk_cut(worker_id, content[1], time.perf_counter())
+                    actions = self.scheduler.chunk_cut(worker_id, content[1], now)
                 self.execute(actions)
+                if chunk is not None and key is not None:  # it has loaded the function, and found no item left
+                    self._note_load(key, chunk.job_id, now - chunk.given_at)
             elif code == protocol.TAKEN:
                 with self.lock:
                     actions = self.scheduler.taken_back(worker_id, content[1], content[2], time.perf_counter())
@@ -1035,6 +1041,7 @@ class Dispatcher:
             at_once = max(self.scheduler.n_busy, 1) + (job is not None and job.batch is not None)
             began = chunk.given_at if not chunk.n_done else chunk.progress_at
             is_single = n == 1 == len(chunk.items) and chunk.slot is None and not chunk.needs
+            is_first = chunk.first_of is not None and not chunk.needs
             actions = self.scheduler.items_done(worker_id, chunk_id, n, now)
             if job is not None:
                 n_failed = sum([type(value) is Failed for value in values]) if code == protocol.OUTCOMES else 0
@@ -1055,18 +1062,22 @@ class Dispatcher:
             self._resolve(items, values, now, max(elapsed_s / n, 0.0))
         if is_measured:
             self.counters.run.observe(elapsed_s / n, n - n_skipped)
-            if key not in self._loaded:
-                self._note_loaded(key)
+            usual_s = n * (self.cost_model.mean_s(key) or 0.0)
             self.cost_model.observe(key, n - n_skipped, elapsed_s, cpu_s, at_once=at_once, size=size)
-            if is_single:
+            if is_first:
+                has_loaded = 0 < _LOADING_ITEM * usual_s < elapsed_s  # and not only modules, but perhaps a model
+                self._note_load(key, chunk.job_id, now - began - (usual_s if has_loaded else elapsed_s))
+            elif is_single:
                 self.cost_model.observe_overhead(now - began - elapsed_s)
             elif offset:  # its worker went on with these directly behind others of the chunk
                 self.cost_model.observe_return(key, n, now - began - elapsed_s)
 
-    def _note_loaded(self, key: Hashable) -> None:
-        if len(self._loaded) >= _MOST_LOADED:  # a server that makes functions without end
-            self._loaded.clear()
-        self._loaded.add(key)
+    def _note_load(self, key: Hashable, job_id: int | None, elapsed_s: float) -> None:
+        """A worker has taken so long for a function that it had not run before."""
+        self.cost_model.observe_load(key, max(elapsed_s, 0.0))
+        job = self.maps.jobs.get(job_id) if job_id is not None else None
+        if job is not None:
+            self.maps.load_known(job)
 
     def _resolve(self, task_ids: Any, values: list[Any], now: float, run_s: float) -> None:
         """Settle submitted tasks; `run_s`: how long each of them ran."""

@@ -1059,8 +1059,32 @@ class AmorsizeExecutor(Executor):
         """What it knows about functions; by default the model that all executors of the process share."""
         return self._settings.cost_model
 
-    def pool_state(self) -> PoolState:
+    def loads_like(self, fn: Callable[..., Any], other: Callable[..., Any], extra_s: float) -> None:
+        """What workers have loaded for one function, they have for another, which takes them as long.
+
+        Parameters
+        ----------
+        fn, other
+            A function, and one that has run in its place.
+        extra_s
+            What `fn` takes beyond that, in seconds.
+        """
+        from .workers.functions import cost_key
+
+        dispatcher = self._own()
+        load_s = self.cost_model.load_s(cost_key(other))
+        if load_s is not None:
+            self.cost_model.observe_load(cost_key(fn), load_s + extra_s)
+            with dispatcher.lock:
+                dispatcher.scheduler.know_alike(cost_key(fn), cost_key(other))
+
+    def pool_state(self, fn: Callable[..., Any] | None = None) -> PoolState:
         """The pool as the planner sees it now.
+
+        Parameters
+        ----------
+        fn
+            For a map of this function: of workers that have to load it first, and take long for that, none is ready.
 
         Returns
         -------
@@ -1068,8 +1092,13 @@ class AmorsizeExecutor(Executor):
             A snapshot: how many workers there are, how many there may be, and what it costs to start one.
         """
         dispatcher = self._own()
+        if fn is None:
+            with dispatcher.lock:
+                return dispatcher.pool_state()
+        from .workers.functions import cost_key
+
         with dispatcher.lock:
-            return dispatcher.pool_state()
+            return dispatcher.pool_state(key=cost_key(fn))
 
     @property
     def last_plan(self) -> Plan | None:

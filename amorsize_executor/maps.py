@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -80,14 +80,11 @@ class Engine(Protocol):
     def new_id(self) -> int:
         """A number for a task or map; under the lock."""
 
-    def pool_state(self, needs: Needs = NOTHING) -> PoolState:
-        """The pool as the planner sees it for items with these needs; under the lock."""
+    def pool_state(self, needs: Needs = NOTHING, key: Hashable = None) -> PoolState:
+        """The pool as the planner sees it for items of a function with these needs; under the lock."""
 
     def ensure_thread(self) -> None:
         """Start the I/O thread if it does not run."""
-
-    def has_loaded(self, function: Function) -> bool:
-        """Whether some worker has given a result of a function."""
 
     def run_in_worker(self, fn: Callable[..., Any], item: Any) -> Any:
         """Result of one call in a worker, which is measured."""
@@ -268,11 +265,13 @@ class Maps:
                 self._engine.scheduler.set_item_nbytes(job.job_id, nbytes)
             plan = self._plan(job)
         if self._missed_s:
-            pool = self._engine.pool_state()
+            pool = self._engine.pool_state(key=function.key)
             if planner.start_pays(self._missed_s, pool) and pool.n_ready < min(pool.max_workers, pool.n_cpus):
                 self._missed_s = 0.0
                 self._engine.want_workers(pool.n_ready + 1)
                 self._engine.await_starts()
+                if not plan.is_serial and plan.n_workers == pool.n_ready:  # one more loads the function
+                    plan = job.plan = plan._replace(n_workers=plan.n_workers + 1)
         if not plan.is_serial:
             self.release(job, plan.n_workers)
             return job
@@ -327,7 +326,7 @@ class Maps:
     def _plan(self, job: MapJob) -> Plan:
         """Plan what remains of a map; under the lock."""
         waiting = self._engine.scheduler.n_waiting(job.job_id)
-        pool = self._engine.pool_state(self._engine.scheduler.needs(job.job_id))
+        pool = self._engine.pool_state(self._engine.scheduler.needs(job.job_id), job.function.key)
         job.planned_for = (pool.n_ready, job.n_items)
         cost = self._cost(job, in_map=job.n_settled > 0)
         expected = waiting if job.plan is not None else job.n_items
@@ -366,10 +365,23 @@ class Maps:
         giants = self._giants(job, n_workers)
         with self._engine.lock:
             job.is_released = True
+            if job.may_inline and job.n_workers is None and self._engine.cost_model.load_s(job.function.key) is None:
+                # Nobody knows what workers take to load it: beside the caller, one finds out first.
+                job.n_staged, n_workers = n_workers, max(min(n_workers, self._engine.pool_state().n_cpus - 1), 1)
+            is_trial = n_workers < job.n_staged
             if giants:
                 self._engine.scheduler.pull_ahead(job.job_id, giants)
-            actions = self._engine.scheduler.release_map(job.job_id, n_workers, time.perf_counter())
+            actions = self._engine.scheduler.release_map(job.job_id, n_workers, time.perf_counter(), is_trial=is_trial)
         self._engine.execute(actions)
+
+    def load_known(self, job: MapJob) -> None:
+        """A worker has given its first result of a map's function: now others may start, if it still pays."""
+        with self._engine.lock:
+            if not job.n_staged or job.plan is None or not self._engine.scheduler.n_waiting(job.job_id):
+                return
+            n_staged, job.n_staged = job.n_staged, 0
+            plan = self._plan(job)
+        self.release(job, max(min(plan.n_workers, n_staged), 1))
 
     def widen(self, before: int, n_workers: int) -> None:
         """The pool may have more workers than before: maps that have all of them get those, too."""
@@ -402,7 +414,7 @@ class Maps:
                     self._sample(function, items[n], n)
                 n += 1
         with self._engine.lock:
-            pool = self._engine.pool_state(needs)
+            pool = self._engine.pool_state(needs, function.key)
         return planner.plan_map(
             function.name,
             len(items),
@@ -556,7 +568,7 @@ class Maps:
         self._engine.execute(actions)
         job.n_inline += n
         job.settle(range(taken.start, taken.start + n), values, failed=error is not None)
-        if not job.is_released and not job.has_asked and job.inline_s >= self._engine.cost_model.worker_start_s:
+        if not job.has_asked and job.inline_s >= self._engine.cost_model.worker_start_s:
             self._ask_for_worker(job)
         return True
 
@@ -565,11 +577,21 @@ class Maps:
 
         Items become slower more often than a plan can foresee. Once the worker is ready, the rest is planned anew.
         """
-        job.has_asked = True
+        key = job.function.key
         with self._engine.lock:
-            pool = self._engine.pool_state()
+            pool = self._engine.pool_state(key=key)
             n_waiting = self._engine.scheduler.n_waiting(job.job_id)
+        if job.inline_s < pool.worker_start_s:
+            return
+        job.has_asked = True
         cost, plan = self._cost(job, in_map=True), job.plan
+        if job.is_released:
+            if plan is not None and plan.is_helped and job.n_workers is None and not job.n_staged and n_waiting:
+                with self._engine.lock:
+                    again = self._plan(job)
+                if again.n_workers > plan.n_workers:
+                    self.release(job, again.n_workers)
+            return
         if pool.n_ready or pool.n_cpus < 2 or cost is None or plan is None or not n_waiting:
             return
         if planner.start_pays(planner.missed_s(plan._replace(n_items=n_waiting), cost, pool), pool):
@@ -609,7 +631,7 @@ class Maps:
                 most = min(waiting, max(sample_left, 1))  # more of a sample first
             elif (
                 planned is None
-                or (scheduler.n_ready, job.n_items) != job.planned_for
+                or (self._engine.pool_state(key=job.function.key).n_ready, job.n_items) != job.planned_for
                 or not 0.8 * planned <= item_s <= 1.25 * planned
             ):
                 plan = self._plan(job)
@@ -632,16 +654,13 @@ class Maps:
         cost = self._engine.cost_model.lookup(job.function.key, in_map=True)
         if cost is not None and job.line is not None:  # the giants were first: they tell little of the others
             cost = cost._replace(mean_s=job.expected_s(scheduler.next_item(job.job_id), cost.mean_s))
-        asked_at = scheduler.asked_at(job.job_id)
-        pool = self._engine.pool_state()
-        if pool.n_ready and not self._engine.has_loaded(job.function):
-            pool = pool._replace(n_ready=0)  # they import what it needs, which may take seconds
+        key = job.function.key
         return planner.inline_pays(
             scheduler.n_waiting(job.job_id) or 1,
             cost,
             min(plan.n_workers or 1, scheduler.worker_limit),
-            pool,
-            time.perf_counter() - (asked_at if asked_at is not None else 0.0),
+            self._engine.pool_state()._replace(n_ready=scheduler.n_knowing(key)),
+            scheduler.until_help_s(job.job_id, time.perf_counter()),
         )
 
     def abandon(self, job: MapJob) -> None:
@@ -684,7 +703,7 @@ class Maps:
             plan = job.plan  # the I/O thread may have made another
             assert plan is not None
             if (plan.is_serial or plan.is_helped) and cost is not None:
-                pool = self._engine.pool_state()
+                pool = self._engine.pool_state(key=job.function.key)
                 if pool.n_ready < min(pool.max_workers, pool.n_cpus) and pool.n_cpus > 1:
                     self._missed_s += planner.missed_s(plan._replace(n_items=job.n_items), cost, pool)
             # What was planned for the items that had been read holds for all of them.
@@ -715,7 +734,8 @@ class Maps:
         if plan is None or not plan.is_helped or job.batch is not None:
             return
         mean_s = self._engine.cost_model.mean_s(job.function.key)
-        is_long = mean_s is not None and mean_s > planner.INLINE_ITEM_S and self._engine.scheduler.n_ready > 0
+        was_short = plan.item_s is None or plan.item_s <= planner.INLINE_ITEM_S
+        is_long = was_short and mean_s is not None and mean_s > planner.INLINE_ITEM_S
         if not is_long and now - job.visited_at < _ABSENT_S:
             return
         with self._engine.lock:
@@ -733,9 +753,10 @@ class Maps:
                 self._last = job.plan
         self.release(job, n_workers)
 
-    def look_after(self, job: MapJob, pool_state: PoolState, now: float) -> None:
+    def look_after(self, job: MapJob, now: float) -> None:
         """Hand a map to workers if its caller is stuck in an item, or does not come for results."""
         with self._engine.lock:
+            pool_state = self._engine.pool_state(key=job.function.key)
             waiting = self._engine.scheduler.n_waiting(job.job_id)
         batch = job.batch
         if batch is not None:

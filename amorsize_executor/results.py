@@ -97,6 +97,7 @@ class MapJob:
         self.plan: Plan | None = None
         self.is_released = False
         self.has_asked = False
+        self.n_staged = 0  # workers that are wanted once it is known what they take to load the function
         self.n_inline = 0
         self.inline_s = 0.0  # the caller's: time of the items it ran
         self.n_chunks = 0

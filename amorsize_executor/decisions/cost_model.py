@@ -90,8 +90,25 @@ class _Function:
     """Running estimates of one function; see `CostModel.observe` for the formulas."""
 
     __slots__ = (
-        "alone_s", "carried", "carry_s", "cpu_share", "map_s", "map_var_s2", "map_weight", "mean_s", "n_clipped",
-        "n_items", "nbytes", "return_s", "returned", "scaling", "size_fit", "total_s", "var_s2", "weight",
+        "alone_s",
+        "carried",
+        "carry_s",
+        "cpu_share",
+        "load_s",
+        "map_s",
+        "map_var_s2",
+        "map_weight",
+        "mean_s",
+        "n_clipped",
+        "n_items",
+        "nbytes",
+        "return_s",
+        "returned",
+        "scaling",
+        "size_fit",
+        "total_s",
+        "var_s2",
+        "weight",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -111,6 +128,7 @@ class _Function:
         self.map_var_s2 = 0.0
         self.map_weight = 0.0
         self.alone_s: float | None = None  # of the few items of a parallel map that ran before its workers did
+        self.load_s: float | None = None
         self.scaling = Scaling()
         self.size_fit = SizeFit()
 
@@ -233,6 +251,11 @@ class CostModel:
         """Expected time of one item in seconds; None when the function is unknown."""
         found = self._functions.get(key)
         return found.mean_s if found is not None and found.n_items else None
+
+    def load_s(self, key: Hashable) -> float | None:
+        """What a worker takes to load a function, above all its imports, in seconds; None when none was measured."""
+        found = self._functions.get(key)
+        return found.load_s if found is not None else None
 
     def next_items(self, key: Hashable, *, is_confirmed: bool) -> tuple[float | None, float]:
         """What the next items of a map are expected to take.
@@ -389,6 +412,19 @@ class CostModel:
             f.return_s += a * (x - f.return_s)
             f.returned = _KEPT * (f.returned + n_items)
 
+    def observe_load(self, key: Hashable, elapsed_s: float) -> None:
+        """Take in what a worker took for a function that it had not run before, beyond the items, in seconds.
+
+        A worker that has imported the same modules for another function takes far less: so a smaller value counts for
+        a quarter, and a larger one at once.
+        """
+        with self._lock:
+            f = self._entry(key)
+            if f.load_s is None or elapsed_s > f.load_s:
+                f.load_s = elapsed_s
+            else:
+                f.load_s += 0.25 * (elapsed_s - f.load_s)
+
     def observe_worker_start(self, elapsed_s: float) -> None:
         """Take in how long a worker took from the decision to start it until it was ready."""
         with self._lock:
@@ -408,6 +444,7 @@ class CostModel:
             "carry_s": cost.carry_s,
             "nbytes": cost.nbytes,
             "n_items": cost.n_items,
+            "load_s": self.load_s(key),
         }
         found.update((f"{_LEVEL}{n}", item_s) for n, item_s in cost.scaling.levels().items())
         return found
@@ -429,6 +466,7 @@ class CostModel:
             f.cpu_share = min(numbers.get("cpu_share", 1.0), 1.0)
             f.carry_s = numbers.get("carry_s", 0.0)
             f.nbytes = numbers.get("nbytes", 0.0)
+            f.load_s = numbers.get("load_s")
             for name, x in numbers.items():
                 level = name[len(_LEVEL) :]
                 if name.startswith(_LEVEL) and level.isdigit() and int(level) > 0 and x > 0:

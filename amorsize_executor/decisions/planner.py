@@ -54,6 +54,10 @@ CALLER_SHARE = 0.7
 _BUSY_CARRYING = 0.25
 #: With a worker at hand, an item predicted longer than this does not run in the caller, in seconds.
 INLINE_ITEM_S = 4e-3
+#: A caller who helps with longer ones does this share of a worker's work.
+_CALLER_SHARE_LONG = 0.95
+#: What a worker takes to load a function counts from here on, in seconds: less is not told from a busy parent.
+LEAST_LOAD_S = 20e-3
 #: Parallelism must promise at least this share of the serial time as a gain, to pay for what was not modelled.
 MIN_GAIN = 0.08
 #: ... and at least this much, in seconds: threads and workers that sleep take their time to wake (maps of 0.5 to
@@ -80,13 +84,14 @@ class PoolState(NamedTuple):
     Attributes
     ----------
     n_ready
-        Workers that could take a task now or soon (idle or busy).
+        Workers that could take a task now or soon (idle or busy). For a function that takes long to load: those that
+        have loaded it.
     max_workers
         Upper bound on workers, memory considered.
     n_cpus
         CPUs that this process may use.
     worker_start_s
-        Expected seconds to start a worker.
+        Expected seconds until there is another one.
     chunk_overhead_s
         What a chunk costs beyond its items, in seconds.
     """
@@ -121,8 +126,9 @@ def parallel_cost(n_items: int, cost: FunctionCost, n_workers: int, pool: PoolSt
     """
     t = cost.mean_s
     most_at_once = pool.n_cpus / max(cost.cpu_share, 1e-2)
-    helped = inline and caller_helps(cost, n_workers, pool.n_cpus)
-    at_once = max(min(n_workers + CALLER_SHARE * helped, most_at_once), min(n_workers, 1.0))
+    helped = inline and caller_helps(cost, n_workers, pool)
+    share = CALLER_SHARE if t <= INLINE_ITEM_S else _CALLER_SHARE_LONG
+    at_once = max(min(n_workers + share * helped, most_at_once), min(n_workers, 1.0))
     t_at_once = t * cost.scaling.slowdown(at_once)
     missing = max(n_workers - pool.n_ready, 0)
     start_s, left = 0.0, float(n_items)
@@ -148,9 +154,12 @@ def parallel_cost(n_items: int, cost: FunctionCost, n_workers: int, pool: PoolSt
     return Cost(n_workers, start_s, dispatch_s, pickling_s, compute_s, tail_s, helped)
 
 
-def caller_helps(cost: FunctionCost, n_workers: int, n_cpus: int) -> bool:
-    """Whether the caller runs items beside so many workers: it has a CPU, and the items are short."""
-    if n_workers >= n_cpus or cost.mean_s > INLINE_ITEM_S:
+def caller_helps(cost: FunctionCost, n_workers: int, pool: PoolState) -> bool:
+    """Whether the caller runs items beside so many workers: it has a CPU, and the items are short.
+
+    Long ones, too, if no further worker is at hand, which could run them while the caller hands out results.
+    """
+    if n_workers >= pool.n_cpus or (cost.mean_s > INLINE_ITEM_S and n_workers < pool.n_ready):
         return False
     return n_workers * cost.carry_s < _BUSY_CARRYING * cost.mean_s
 
@@ -346,12 +355,13 @@ def inline_pays(
     cost: FunctionCost | None,
     n_workers: int,
     pool: PoolState,
-    waited_s: float,
+    until_help_s: float | None,
 ) -> bool:
     """Whether the caller should run the next item of a map that workers share, instead of waiting.
 
-    With a worker at hand, where it helps: a CPU is free for it, and items are short. Without one, if the caller has
-    ended the item before the workers, which still start, could have done all that remains.
+    Until one more of the workers that are wanted begins, if it has ended the item by then. With all workers at hand,
+    where it helps. Without any, if the caller has ended the item before the workers, which still start, could have done
+    all that remains.
 
     Parameters
     ----------
@@ -363,17 +373,16 @@ def inline_pays(
         Workers that the plan wants.
     pool
         The pool's state.
-    waited_s
-        Seconds since the start of workers was asked for.
+    until_help_s
+        Seconds until one more worker begins, which starts or loads the function; None if none does.
     """
     if remaining <= 0 or cost is None:
         return False
-    if pool.n_ready > 0:
-        return caller_helps(cost, min(pool.n_ready, n_workers), pool.n_cpus)
-    t = cost.mean_s
-    until_ready_s = max(pool.worker_start_s - waited_s, 0.0)
-    if remaining * t <= until_ready_s:
+    t, until_ready_s = cost.mean_s, until_help_s or 0.0
+    if pool.n_ready < n_workers and t <= until_ready_s:
         return True
+    if pool.n_ready > 0:
+        return caller_helps(cost, min(pool.n_ready, n_workers), pool)
     with_it, without_it = (remaining - 1) / n_workers, remaining / n_workers
     if remaining <= 4 * n_workers:  # whole items only
         with_it, without_it = math.ceil(with_it), math.ceil(without_it)

@@ -52,7 +52,7 @@ from collections import deque
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from . import recycling, resources
+from . import planner, recycling, resources
 from .actions import (
     Action,
     BreakPool,
@@ -84,6 +84,10 @@ _Source: TypeAlias = "int | Needs | None"
 
 #: Chunks with a worker at most: one runs, one waits.
 _DEPTH = 2
+#: A worker that loads the function of a map is not stuck before this, in seconds: large libraries take that long.
+_LOADING_S = 3.0
+#: Functions that a worker is remembered to know, at most.
+_MOST_KNOWN = 256
 #: Items are taken back for an idle worker if they take at least this long by prediction, in seconds: the frames and
 #: wake-ups of both chunks cost about a third of it.
 _STEAL_ABOVE_S = 4 * CostModel.CHUNK_OVERHEAD_S
@@ -351,6 +355,8 @@ class Scheduler:
             self._ids += 1
             queue.give(task_id, key)
             chunk = Chunk(self._ids, None, [task_id], worker_id, self._cost_model.mean_s(key))
+            if key not in worker.known:
+                chunk.first_of = key
             chunk.given_at = chunk.progress_at = now
             worker.chunks[self._ids] = chunk
             worker.n_given += 1
@@ -399,15 +405,15 @@ class Scheduler:
             self._limits.timed[job_id] = terms.timeout_s
         self._settle(job, 0)
 
-    def release_map(self, job_id: int, n_workers: int, now: float) -> list[Action]:
-        """Workers may take items of this map; about `n_workers` of them are wanted."""
+    def release_map(self, job_id: int, n_workers: int, now: float, *, is_trial: bool = False) -> list[Action]:
+        """Workers may take items of this map; about `n_workers` of them are wanted, and no more if it is a trial."""
         job = self._jobs.get(job_id)
         if job is None:
             return []
-        job.n_workers = n_workers
+        job.n_workers, job.is_trial = n_workers, is_trial
         if job.held:
             job.held = False
-            job.started_at = job.head_since = now
+            job.head_since = now
             self._turn.append(job_id)
         return self._act(now)
 
@@ -432,9 +438,51 @@ class Scheduler:
 
     def take_for_caller(self, job_id: int, now: float) -> list[Action]:
         """The caller has nothing to do: take back what it may run of a map, if some worker has much of it."""
-        if self._idle or not self._loaded or self.n_waiting(job_id):
+        job = self._jobs.get(job_id)
+        if job is None or not self._loaded or job.n_waiting or self._has_taker(job, now):
             return []
         return list(self._rebalance(now, most=1, job_id=job_id))
+
+    def until_help_s(self, job_id: int, now: float) -> float | None:
+        """Seconds until one more worker begins with items of a map, as far as one can tell.
+
+        Of one that starts, or loads the function, what that is expected to take yet; when it takes longer, or nobody
+        knows, as long as it has taken beyond that. None if no worker starts or loads.
+        """
+        job = self._jobs.get(job_id)
+        if job is None:
+            return None
+        load_s, start_s = self._cost_model.load_s(job.key) or 0.0, self._cost_model.worker_start_s
+        found: list[float] = []
+        for worker in self._workers.values():
+            if worker.state is State.STARTING:
+                found.append(abs(start_s - (now - worker.asked_at)) + load_s)
+            elif worker.state is State.READY and worker.chunks and job.key not in worker.known:
+                chunk = next(iter(worker.chunks.values()))
+                if chunk.first_of is not None:
+                    expected_s = self._cost_model.load_s(chunk.first_of) or 0.0
+                    found.append(abs(expected_s - (now - chunk.given_at)))
+        return min(found, default=None)
+
+    def know_alike(self, key: Hashable, other: Hashable) -> None:
+        """Workers that have given results of one function know the other as well."""
+        for worker in self._workers.values():
+            if other in worker.known:
+                worker.known.add(key)
+
+    def loading_s(self, key: Hashable, now: float) -> float:
+        """How long some worker has been loading a function by now, in seconds; 0 if none is."""
+        since = [
+            chunk.given_at
+            for worker in self._workers.values()
+            for chunk in worker.chunks.values()
+            if chunk.first_of is not None and chunk.first_of == key and not chunk.needs
+        ]
+        return now - min(since, default=now)
+
+    def n_knowing(self, key: Hashable) -> int:
+        """Workers that have given results of a function."""
+        return sum([worker.state is State.READY and key in worker.known for worker in self._workers.values()])
 
     def pull_ahead(self, job_id: int, giants: Sequence[tuple[int, float]]) -> None:
         """These items of a map (index, expected seconds) take so long that they must not come last."""
@@ -506,6 +554,8 @@ class Scheduler:
         chunk.n_done += n_items
         chunk.progress_at = now
         worker.has_run = True
+        if chunk.first_of is not None:
+            self._note_known(worker, chunk)
         if chunk.job_id is not None:
             job = self._jobs.get(chunk.job_id)
             if job is not None:
@@ -542,7 +592,19 @@ class Scheduler:
         if worker is None or chunk is None:
             return []
         chunk.awaits_cut = False
+        if chunk.first_of is not None:
+            self._note_known(worker, chunk)
         return self._close(worker_id, worker, chunk, now) if chunk.is_over else []
+
+    @staticmethod
+    def _note_known(worker: Worker, chunk: Chunk) -> None:
+        if len(worker.known) >= _MOST_KNOWN:  # a server that makes functions without end
+            worker.known.clear()
+        worker.known.add(chunk.first_of)
+        for other in worker.chunks.values():
+            if other.first_of == chunk.first_of:
+                other.first_of = None
+        chunk.first_of = None
 
     def chunk_resent(self, worker_id: int, chunk_id: int) -> Chunk | None:
         """A chunk is to be sent again, as it is now: its worker has claimed nothing of it yet."""
@@ -876,6 +938,8 @@ class Scheduler:
             times.append(max(self._queue.since + self._start_s(), self._start_again_at) - now)
         if self._resources:
             times.extend(self._times_of_needs(now, may_start))
+        if self._idle and self._jobs:
+            times.extend(self._times_of_loading(now))
         if self._loaded and (self._idle or may_start):
             # Those that were past their time at a tick were seen to: nothing more can be done for them.
             times.extend(until - now for until in self._overdue_times() if until > self._ticked_at)
@@ -952,11 +1016,6 @@ class Scheduler:
     def held_jobs(self) -> tuple[int, ...]:
         """Maps whose items no worker may take yet."""
         return tuple(job_id for job_id, job in self._jobs.items() if job.held)
-
-    def asked_at(self, job_id: int) -> float | None:
-        """When workers were first asked to help with a map; None while it is held."""
-        job = self._jobs.get(job_id)
-        return job.started_at if job is not None else None
 
     def set_item_nbytes(self, job_id: int, nbytes: float) -> None:
         """How large one item of a map is, in bytes; chunks are kept small enough for it."""
@@ -1216,6 +1275,14 @@ class Scheduler:
                     if at > self._ticked_at:
                         yield at - now
 
+    def _times_of_loading(self, now: float) -> Iterator[float]:
+        """Seconds until an idle worker loads the function of a map, though others have it (`_may_load`)."""
+        for job in self._jobs.values():
+            if job.n_waiting and not job.held and not job.needs:
+                at = job.head_since + (self._cost_model.load_s(job.key) or 0.0)
+                if at > self._ticked_at:
+                    yield at - now
+
     # ------------------------------------------------------------------ inside
 
     def _act(self, now: float) -> list[Action]:
@@ -1331,7 +1398,11 @@ class Scheduler:
             if chunk.needs:
                 actions.extend(self._use(worker_id, worker, chunk))
             chunk.is_whole = isinstance(source, int) and self._jobs[source].chunksize is not None
-            if not is_calm or (len(chunk.items) > 1 and not chunk.is_whole):
+            key = self._key_of(chunk, 0)
+            if key not in worker.known:
+                chunk.first_of = key
+            is_loading = chunk.first_of is not None and isinstance(source, int)
+            if not is_calm or ((len(chunk.items) > 1 or is_loading) and not chunk.is_whole):
                 used = {other.slot for other in worker.chunks.values()}
                 chunk.slot = next(slot for slot in range(_DEPTH) if slot not in used)
             worker.chunks[chunk.chunk_id] = chunk
@@ -1344,13 +1415,14 @@ class Scheduler:
         for source, needs in self._waiting_sources():
             if source in refused:
                 continue
-            worker_id = self._worker_with(source, needs, now) if needs else self._next_worker(now)
+            job = self._jobs[source] if isinstance(source, int) else None
+            worker_id = self._worker_with(source, needs, now) if needs else self._next_worker(job, now)
             if worker_id is not None:
                 if self._turn[-1] != source:
                     self._turn.remove(source)
                     self._turn.append(source)
                 return worker_id, source
-            if not needs:
+            if not needs and not self._idle:
                 return None
         return None
 
@@ -1376,11 +1448,42 @@ class Scheduler:
         found.sort(key=lambda each: -each[0])  # stable: equals stay in turn
         return [(source, needs) for _, source, needs in found]
 
-    def _next_worker(self, now: float) -> int | None:
-        """The worker that gets the next chunk; None if all have enough."""
+    def _next_worker(self, job: MapWork | None, now: float) -> int | None:
+        """The worker that gets the next chunk, of a map if one is given; None if all have enough."""
         if self._idle:
-            return next(reversed(self._idle))
+            last = next(reversed(self._idle))
+            if job is None or job.key in self._workers[last].known:
+                return last
+            for worker_id in reversed(self._idle):
+                if job.key in self._workers[worker_id].known:
+                    return worker_id
+            if self._may_load(job, now):
+                return last
         return self._next_partial(now, NOTHING)
+
+    def _may_load(self, job: MapWork, now: float) -> bool:
+        """Whether an idle worker should load the function of a map: that takes no time, or the map wants so many.
+
+        Also if no item was given out for as long as it takes: those who have loaded it may be stuck.
+        """
+        if job.n_workers >= self.n_ready:
+            return True
+        if not job.is_trial:
+            load_s = self._cost_model.load_s(job.key) or 0.0
+            if load_s < planner.LEAST_LOAD_S or now - job.head_since >= load_s:
+                return True
+        n_at_it = 0
+        for worker in self._workers.values():
+            if worker.state is State.READY:
+                has_some = any(chunk.job_id == job.job_id for chunk in worker.chunks.values())
+                n_at_it += has_some or (job.key in worker.known and not worker.chunks)
+        return n_at_it < job.n_workers
+
+    def _has_taker(self, job: MapWork, now: float) -> bool:
+        """Whether some idle worker would take items of a map."""
+        if not self._idle:
+            return False
+        return any(job.key in self._workers[i].known for i in self._idle) or self._may_load(job, now)
 
     def _next_partial(self, now: float, needs: Needs) -> int | None:
         """A worker with these resources that has something, but ends soon."""
@@ -1479,12 +1582,22 @@ class Scheduler:
     def _rebalance(self, now: float, *, most: int, job_id: int | None = None) -> Iterator[TakeBack]:
         """Take work back from those that have the most, at most so many chunks, of one map if it is given."""
         found = []
+        takers: dict[int, bool] = {}  # whether an idle worker would take items, by map
         for worker_id in self._loaded:
             worker = self._workers[worker_id]
             is_stuck = next(iter(worker.chunks.values())).is_overdue(now)
             for chunk, n_items in rest(worker):
                 if job_id is not None and chunk.job_id != job_id:
                     continue
+                job = self._jobs.get(chunk.job_id) if chunk.job_id is not None and job_id is None else None
+                if job is not None:
+                    if job.job_id not in takers:
+                        takers[job.job_id] = self._has_taker(job, now)
+                    if not takers[job.job_id]:
+                        continue
+                    is_only = n_items == len(chunk.items) == 1 and chunk.first_of is not None
+                    if is_only and not any(job.key in self._workers[i].known for i in self._idle):
+                        continue  # that would have to load the function, too
                 if chunk.needs and not self._may_move(chunk, now):
                     continue
                 if is_stuck or chunk.expected_s is None:
@@ -1518,7 +1631,10 @@ class Scheduler:
             chunk = next(iter(self._workers[worker_id].chunks.values()))
             if chunk.loads:
                 continue
-            yield chunk.given_at + 3 * (chunk.expected_s or 0.0) + OVERDUE_S + 1e-6
+            loading_s = 0.0
+            if chunk.first_of is not None and chunk.job_id is not None:  # of a map, whose caller need not wait for it
+                loading_s = max(3 * (self._cost_model.load_s(chunk.first_of) or 0.0), _LOADING_S)
+            yield chunk.given_at + 3 * (chunk.expected_s or 0.0) + loading_s + OVERDUE_S + 1e-6
 
     def _place(self, worker_id: int, worker: Worker, now: float) -> None:
         """File a worker under idle, partial, loaded and due, or none of them, after its chunks changed."""

@@ -41,7 +41,7 @@ class Chunk:
         What the items are expected to take in all, in seconds; None when that is unknown.
     slot
         Which of the worker's claims is for this chunk; None if nothing of it can be taken back: for a worker that has
-        nothing else, a single item, or a chunk whose size the caller fixed.
+        nothing else, and no function to load, a single item, or a chunk whose size the caller fixed.
     is_whole
         The caller fixed its size: it is taken back whole, before its worker has begun, or not at all.
     n_done
@@ -56,13 +56,15 @@ class Chunk:
         The resources that its items need, as far as that is known.
     loads
         Whether its worker has to build some of them first, and has not done so yet.
+    first_of
+        The function of its items, if the worker has given no result of that before; until it does.
     is_sent
         Whether it is on its way. Set by who sends it: Ctrl-C may come between a decision and that.
     """
 
     __slots__ = (
-        "awaits_cut", "chunk_id", "expected_s", "given_at", "is_exhausted", "is_sent", "is_whole", "items", "job_id",
-        "loads", "n_done", "needs", "progress_at", "slot", "worker_id",
+        "awaits_cut", "chunk_id", "expected_s", "first_of", "given_at", "is_exhausted", "is_sent", "is_whole", "items",
+        "job_id", "loads", "n_done", "needs", "progress_at", "slot", "worker_id",
     )  # fmt: skip
 
     def __init__(
@@ -87,6 +89,7 @@ class Chunk:
         self.awaits_cut = False
         self.needs = needs
         self.loads = False
+        self.first_of: Hashable = None
         self.is_sent = False
 
     @property
@@ -133,12 +136,12 @@ class MapWork:
         No worker may take items yet.
     n_workers
         How many workers are wanted.
+    is_trial
+        Whether no more are to load its function, since nobody knows what that takes.
     growth
         Largest run of items that gave results in this map; it bounds the next chunk.
     nbytes
         Size of one item, in bytes.
-    started_at
-        When workers were first asked to help, in seconds.
     needs
         The resources that items need, as far as that is known.
     head_since
@@ -148,8 +151,8 @@ class MapWork:
     """
 
     __slots__ = (
-        "chunksize", "closed", "giants", "growth", "head_since", "held", "job_id", "key", "late", "n_items",
-        "n_settled", "n_workers", "nbytes", "needs", "next", "passed", "returned", "started_at", "terms",
+        "chunksize", "closed", "giants", "growth", "head_since", "held", "is_trial", "job_id", "key", "late", "n_items",
+        "n_settled", "n_workers", "nbytes", "needs", "next", "passed", "returned", "terms",
     )  # fmt: skip
 
     def __init__(
@@ -169,6 +172,7 @@ class MapWork:
         self.closed = closed
         self.held = True
         self.n_workers = 0
+        self.is_trial = False
         self.next = 0
         self.returned: deque[int] = deque()
         self.giants: deque[tuple[int, float]] = deque()  # (index, expected seconds), the longest first
@@ -176,7 +180,6 @@ class MapWork:
         self.n_settled = 0
         self.growth = 0
         self.nbytes = 0.0
-        self.started_at: float | None = None
         self.needs = needs
         self.head_since = 0.0
         self.terms = terms

@@ -5,6 +5,7 @@ Pure: the scheduler owns all of this.
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from enum import Enum
 from typing import NamedTuple
 
@@ -29,7 +30,7 @@ class Worker:
 
     __slots__ = (
         "ahead", "asked_at", "chunks", "has_answered", "has_run", "has_successor", "held", "idle_since", "is_leaving",
-        "leaked_nbytes", "n_given", "state", "unloaded",
+        "known", "leaked_nbytes", "n_given", "state", "unloaded",
     )  # fmt: skip
 
     def __init__(self, now: float) -> None:
@@ -43,6 +44,7 @@ class Worker:
         self.leaked_nbytes = 0  # by which its memory grew, if it leaves for that
         self.has_successor = False  # another worker was started to take its place
         self.idle_since = now
+        self.known: set[Hashable] = set()  # functions of which it has given results
         self.held: dict[int, int] = {}  # bytes by resource, what was used last at the end; what it will have counts
         self.unloaded: set[int] = set()  # those of `held` that it has not told to have
         self.ahead: set[int] = set()  # those that it builds ahead of tasks: meanwhile it gets none
@@ -92,6 +94,8 @@ def rest(worker: Worker) -> list[tuple[Chunk, int]]:
     found = []
     running = 1  # the item that the first chunk is at
     for chunk in worker.chunks.values():
+        if chunk.first_of is not None and not chunk.is_whole:
+            running = 0  # it still loads the function
         n_items = chunk.n_left - (chunk.n_left if chunk.is_whole and running else running)
         running = 0
         if n_items > 0 and chunk.slot is not None and not chunk.is_exhausted:

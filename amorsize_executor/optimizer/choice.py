@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 from .. import machine
 from ..decisions import planner
-from ..decisions.cost_model import FunctionCost
 from ..decisions.plan import Plan, format_time
 from ..executor import AmorsizeExecutor
 from ..workers.functions import cost_key
@@ -17,7 +16,7 @@ from ..workers.serialize import name_of
 from . import workload
 from .arguments import Bounds
 from .results import Profile, format_nbytes
-from .sampling import Sample
+from .sampling import Sample, stand_in
 from .workload import Workload
 
 #: Share of the memory limit that may be planned with.
@@ -48,7 +47,7 @@ class Choice(NamedTuple):
 
 
 def choose(
-    load: Workload, n_items: int, executor: AmorsizeExecutor, bounds: Bounds, known: FunctionCost | None = None
+    load: Workload, n_items: int, executor: AmorsizeExecutor, bounds: Bounds, func: Callable[..., Any]
 ) -> Choice:
     """How to run a workload with what the executor has now.
 
@@ -62,11 +61,15 @@ def choose(
         Its pool, and what it has learned about starting workers, count.
     bounds
         Of the call.
-    known
-        What the executor has learned about the function in maps: how items slow each other down.
+    func
+        The function. What the executor has learned about it in maps counts, too: how items slow each other down, and
+        which workers have loaded it.
     """
-    pool = executor.pool_state()
-    pool = pool._replace(worker_start_s=pool.worker_start_s + load.warm_up_s)
+    key = cost_key(func)
+    pool = executor.pool_state(func)
+    if load.warm_up_s and executor.cost_model.load_s(key) is None:  # no worker has
+        start_s = 0.0 if pool.n_ready else pool.worker_start_s
+        pool = pool._replace(n_ready=0, worker_start_s=start_s + load.warm_up_s)
     warnings = list(_warnings(load))
     n_fitting = _n_fitting(load, bounds.memory_limit)
     if n_fitting < min(pool.max_workers, n_items):
@@ -78,6 +81,7 @@ def choose(
         )
         pool = pool._replace(max_workers=max(int(n_fitting), 1))
     cost = load.cost()
+    known = executor.cost_model.lookup(key)
     if known is not None:
         cost = cost._replace(scaling=known.scaling)
     plan = planner.plan_map(load.function, n_items, cost, pool, inline=True)
@@ -126,6 +130,7 @@ def learn(executor: AmorsizeExecutor, func: Callable[..., Any], sample: Sample, 
     """Take in a sample: for the executor's next maps and, under a name, for later processes."""
     load = sample.workload()
     load.teach(executor.cost_model, cost_key(func))
+    executor.loads_like(func, stand_in(func), load.warm_up_s)
     if cache_key is not None:
         workload.remember(cache_key, func, load)
     return load

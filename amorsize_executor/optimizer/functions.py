@@ -16,7 +16,6 @@ from typing import Any
 from ..decisions.plan import format_time
 from ..executor import AmorsizeExecutor
 from ..integrations.progress import is_watched, make_progress
-from ..workers.functions import cost_key
 from ..workers.serialize import has_handle, name_of
 from . import workload
 from .arguments import Bounds, check_common, check_count, check_progress
@@ -113,7 +112,7 @@ def _optimize(
             pairs = ((i, items[i]) for i in spread(len(items), sample_size))
             sample = Sampler(executor, func, pairs, len(items)).run(is_profiled=is_profiled)
             load = learn(executor, func, sample, cache_key)
-        choice = choose(load, len(items), executor, bounds, executor.cost_model.lookup(cost_key(func)))
+        choice = choose(load, len(items), executor, bounds, func)
     if sample is None:
         choice = choice.known_as(cache_key)
     return OptimizationResult(

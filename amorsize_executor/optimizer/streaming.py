@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from .. import machine
 from ..decisions.plan import format_time
-from ..workers.functions import cost_key
 from ..workers.serialize import has_handle, name_of
 from . import workload
 from .arguments import Bounds, check_common, check_count, shown
@@ -118,7 +117,7 @@ def optimize_streaming(
             result = _empty(func, buffersize)
         else:
             n_planned = n_items if n_items is not None else _assumed_items(load)
-            choice = choose(load, n_planned, executor, bounds, executor.cost_model.lookup(cost_key(func)))
+            choice = choose(load, n_planned, executor, bounds, func)
             if sample is None:
                 choice = choice.known_as(cache_key)
             read_s = median(sample.read_s) if sample is not None else 0.0

@@ -79,8 +79,8 @@ def test_plan_shows_prediction_choice_and_reality() -> None:
     assert list(lines["chosen"].get_ydata()) == [plan.predicted_s]
     assert list(lines["real"].get_ydata()) == [2.0]
     assert list(lines["ideal"].get_ydata()) == [6.0, 3.0, 2.0, 1.5]
-    assert lines["chosen"].get_label() == f"chosen: 4 workers, {plan.predicted_s:.3g} s"
-    assert lines["chosen"].get_xdata() == lines["real"].get_xdata() == [4]
+    assert lines["chosen"].get_label() == f"chosen: {plan.n_workers} workers, {plan.predicted_s:.3g} s"
+    assert lines["chosen"].get_xdata() == lines["real"].get_xdata() == [plan.n_workers]
 
 
 def test_axes_of_plan_have_units_and_names() -> None:

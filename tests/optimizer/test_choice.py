@@ -24,13 +24,13 @@ class Pool:
     def __init__(self, **state: Any) -> None:
         self._state = PoolState(**{"n_ready": 1, "max_workers": 4, "n_cpus": 4, "worker_start_s": 0.1, **state})
 
-    def pool_state(self) -> PoolState:
+    def pool_state(self, fn: object) -> PoolState:
         return self._state
 
 
 def chosen(load: Workload, n_items: int, limit: float | None = None, **state: Any) -> Choice:
     pool: Any = Pool(**state)
-    return choose(load, n_items, pool, Bounds(None, limit))
+    return choose(load, n_items, pool, Bounds(None, limit), abs)
 
 
 def test_long_work_is_shared_by_all() -> None:

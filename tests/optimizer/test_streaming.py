@@ -200,7 +200,7 @@ def test_a_stream_that_is_dropped_half_way(how: str) -> None:
 def test_a_slow_input_is_told_and_not_read_far_ahead() -> None:
     load = Workload("f", 30, item_s=0.01)
     pool: Any = Pool(n_ready=2, max_workers=2, n_cpus=2)
-    choice = streaming.choose(load, 10_000, pool, Bounds(None, None))
+    choice = streaming.choose(load, 10_000, pool, Bounds(None, None), abs)
     assert choice.n_jobs == 2
     assert streaming.buffersize_for(choice, load, Bounds(None, None), 0.0) == 8 * choice.plan.chunksize
     assert streaming.buffersize_for(choice, load, Bounds(None, None), 0.5) == 3
