@@ -179,3 +179,18 @@ def test_cpu_time_of_several_cpus_counts_and_a_little_more_than_one_is_noise(mod
     model.observe("f", 1, 1.0, 1.9)
     model.observe("g", 1, 1.0, 1.1)
     assert [found.cpu_share for name in "fg" if (found := model.lookup(name)) is not None] == [pytest.approx(1.9), 1.0]
+
+
+def test_what_a_function_takes_to_load_is_remembered_at_its_longest() -> None:
+    model = CostModel()
+    assert model.load_s("f") is None
+    model.observe_load("f", 0.1)
+    model.observe_load("f", 1.0)
+    assert model.load_s("f") == 1.0
+    model.observe_load("f", 0.0)  # by a worker that had the same modules for another function
+    assert model.load_s("f") == 0.75
+    assert model.lookup("f") is None
+    model.observe("f", 1, 0.01)
+    other = CostModel()
+    other.restore("f", model.export("f") or {})
+    assert other.load_s("f") == 0.75

@@ -192,3 +192,32 @@ def test_work_whose_results_take_longer_to_send_than_to_make_stays_in_the_caller
     small, large = cost(1e-3)._replace(return_s=10e-6), cost(1e-3)._replace(return_s=5e-3)
     assert plan_map("f", 400, small, WARM, inline=True).n_workers == 4
     assert plan_map("f", 400, large, WARM, inline=True).is_serial
+
+
+# the caller beside workers
+
+
+def test_the_caller_runs_long_items_where_no_other_worker_is_at_hand() -> None:
+    long = cost(0.05)
+    assert planner.caller_helps(long, 1, WARM._replace(n_ready=1))
+    assert not planner.caller_helps(long, 1, WARM)
+    assert not planner.caller_helps(long, 4, WARM)
+    assert planner.caller_helps(cost(1e-4), 1, WARM)
+
+
+def test_until_a_worker_begins_the_caller_runs_what_it_ends_before() -> None:
+    pool = WARM._replace(n_ready=1, n_cpus=2)
+    assert planner.inline_pays(10, cost(0.05), 2, pool, 0.1)
+    assert planner.inline_pays(1, cost(0.05), 2, pool._replace(n_ready=0), 0.1)
+    assert not planner.inline_pays(2, cost(0.5), 2, pool._replace(n_ready=0), 0.1)
+    assert not planner.inline_pays(10, cost(0.05), 2, pool._replace(n_ready=2), None)
+    assert not planner.inline_pays(0, cost(0.05), 2, pool, 0.1)
+
+
+def test_one_worker_beside_the_caller_is_enough_where_another_takes_longer_to_load() -> None:
+    pool = PoolState(n_ready=1, max_workers=2, n_cpus=2, worker_start_s=1.5)
+    chosen = plan_map("f", 100, cost(0.01), pool, inline=True)
+    assert (chosen.n_workers, chosen.is_helped) == (1, True)
+    assert chosen.estimated_speedup == pytest.approx(1.9, abs=0.1)
+    chosen = plan_map("f", 10_000, cost(0.01), pool, inline=True)
+    assert chosen.n_workers == 2

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from amorsize_executor.decisions.actions import KillWorker, RetireWorker, SendChunk
+from amorsize_executor.decisions.actions import KillWorker, RetireWorker, SendChunk, TakeBack
 from amorsize_executor.decisions.cost_model import CostModel
 from amorsize_executor.decisions.terms import Terms
 
@@ -853,3 +853,111 @@ def test_worker_that_dies_at_work_is_replaced_though_nothing_waits() -> None:
     pool.die_running(pool.ready[0])
     assert pool.failed == [(None, 1)]
     assert len(pool.starting) == 1
+
+
+# ---------------------------------------------------------------------- what workers have to load
+
+
+def loading(load_s: float, item_s: float = 0.01) -> CostModel:
+    """A model of a function that workers take long to load."""
+    model = known(item_s)
+    model.observe_load("f", load_s)
+    return model
+
+
+def test_a_trial_lets_no_more_workers_load_a_function_than_it_says() -> None:
+    pool = FakePool(2, cost_model=known(0.01))
+    pool.start(2)
+    pool.scheduler.add_map(1, "f", 20)
+    pool.do(pool.scheduler.release_map(1, 1, pool.now, is_trial=True))
+    (first,) = pool.busy()
+    pool.wait(1.0)
+    assert pool.busy() == [first]
+    pool.finish(first, 1)
+    pool.do(pool.scheduler.release_map(1, 2, pool.now))
+    assert len(pool.busy()) == 2
+    pool.run_until_quiet()
+    assert pool.runs == Counter({(1, i): 1 for i in range(20)})
+
+
+def test_who_has_loaded_a_function_gets_its_next_map() -> None:
+    pool = FakePool(2, cost_model=loading(10.0))
+    pool.start(2)
+    pool.map(1, 1, n_workers=1)
+    (knowing,) = pool.busy()
+    pool.finish(knowing)
+    other = next(w for w in pool.ready if w != knowing)
+    pool.submit(1, key="g")  # so that the other one was idle last
+    if pool.busy() == [knowing]:
+        pool.submit(2, key="g")
+        pool.finish(knowing)
+        pool.finish(other)
+    pool.map(2, 20, n_workers=1)
+    assert knowing in pool.busy()
+    assert not pool.items(other) or (2, 0) not in pool.held()
+    assert pool.scheduler.n_knowing("f") == 1
+
+
+def test_another_worker_loads_a_function_when_those_that_have_give_nothing_for_as_long() -> None:
+    pool = FakePool(2, cost_model=loading(10.0))
+    pool.start(2)
+    pool.map(1, 20, n_workers=1)
+    (stuck,) = pool.busy()
+    assert pool.scheduler.next_tick(pool.now) == pytest.approx(10.0, abs=0.1)
+    pool.wait(10.1)
+    assert len(pool.busy()) == 2
+    other = next(w for w in pool.busy() if w != stuck)
+    pool.finish(other)
+    pool.run_until_quiet()
+    assert pool.runs == Counter({(1, i): 1 for i in range(20)})
+
+
+def test_the_caller_takes_what_a_worker_that_loads_has_not_begun() -> None:
+    pool = FakePool(1, cost_model=loading(10.0))
+    pool.n_claimed = 0
+    pool.start(1)
+    pool.map(1, 1, n_workers=1)
+    (worker,) = pool.busy()
+    assert pool.scheduler.until_help_s(1, pool.now + 4.0) == pytest.approx(6.0)
+    (action,) = pool.scheduler.take_for_caller(1, pool.now)
+    assert isinstance(action, TakeBack)
+    chunk_id = action.chunk.chunk_id
+    assert pool.scheduler.taken_back(worker, chunk_id, 1, pool.now) == []
+    assert list(pool.scheduler.take_inline(1, 1)) == [0]
+    pool.scheduler.inline_done(1, 1)
+    assert not pool.scheduler.has_map(1)
+    assert pool.scheduler.n_knowing("f") == 0
+    pool.scheduler.chunk_cut(worker, chunk_id, pool.now)  # it has loaded the function, and found nothing to run
+    assert pool.scheduler.n_knowing("f") == 1
+
+
+def test_what_a_worker_that_loads_has_is_not_passed_on_to_one_that_must_load_as_well() -> None:
+    pool = FakePool(2, cost_model=loading(10.0))
+    pool.n_claimed = 0
+    pool.start(2)
+    pool.map(1, 1, n_workers=2)
+    (worker,) = pool.busy()
+    pool.wait(5.0)
+    assert pool.busy() == [worker]
+    assert not any(action for action in pool.sent[1:])
+
+
+def test_a_worker_that_loads_a_large_library_is_not_taken_for_stuck() -> None:
+    pool = FakePool(2, cost_model=known(0.01))
+    pool.start(1)
+    pool.scheduler.add_map(1, "f", 20)
+    pool.do(pool.scheduler.release_map(1, 1, pool.now, is_trial=True))
+    pool.wait(2.0)
+    assert not pool.starting
+    pool.wait(2.0)
+    assert pool.starting
+
+
+def test_what_was_loaded_for_one_function_is_there_for_another() -> None:
+    pool = FakePool(1)
+    pool.start(1)
+    pool.submit(1, key="g")
+    pool.finish(pool.ready[0])
+    assert (pool.scheduler.n_knowing("g"), pool.scheduler.n_knowing("f")) == (1, 0)
+    pool.scheduler.know_alike("f", "g")
+    assert pool.scheduler.n_knowing("f") == 1

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
+import importlib
 import os
+import sys
 import threading
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -237,3 +241,38 @@ def test_a_map_whose_items_become_longer_and_longer_gets_a_worker(fresh: Amorsiz
         pids = set(fresh.map(tasks.pid_after, [1e-3 * 1.01**i for i in range(300)]))
         assert os.getpid() in pids
         assert len(pids) > 1
+
+
+SLOW_TO_IMPORT = """
+import fcntl, multiprocessing, os, time
+
+if multiprocessing.parent_process() is not None:  # a worker
+    with open(os.environ["AMORSIZE_TEST_GATE"], "rb") as gate:
+        fcntl.flock(gate, fcntl.LOCK_SH)
+
+def where(x):
+    until = time.perf_counter() + 0.02
+    while time.perf_counter() < until:
+        pass
+    return x, os.getpid()
+"""
+
+
+def test_the_caller_works_while_a_worker_imports(
+    fresh: AmorsizeExecutor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "slow_to_import.py").write_text(SLOW_TO_IMPORT, "utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    gate = tmp_path / "gate"
+    monkeypatch.setenv("AMORSIZE_TEST_GATE", str(gate))
+    where = importlib.import_module("slow_to_import").where
+    with fresh:
+        fresh.warm_up(1)
+        with gate.open("wb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            for n in (12, 3):
+                assert list(fresh.map(where, range(n))) == [(i, os.getpid()) for i in range(n)]
+        futures = [fresh.submit(where, i) for i in range(2)]
+        assert all(future.result(LIMIT_S)[1] != os.getpid() for future in futures)
+        assert [x for x, _ in fresh.map(where, range(12))] == list(range(12))
+    monkeypatch.delitem(sys.modules, "slow_to_import")
