@@ -141,7 +141,7 @@ class Plan(NamedTuple):
                 return f"{unknown}: workers start with single items"
             return f"nothing is known about {self.function} yet: its first item tells"
         if self.constraint and not self.is_serial:
-            return f"{self.constraint}: items run in workers"
+            return f"{self.constraint}: items run in workers{', too' if self.is_helped else ''}"
         serial = format_time(self.serial_s or 0.0)
         if self.is_serial and self.constraint:
             return f"serial: {self.constraint}"

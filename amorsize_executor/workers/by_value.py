@@ -21,6 +21,9 @@ _CachedFunction = type(functools.lru_cache(lambda: None))
 _namespace: dict[str, Any] = {"__name__": "__main__"}
 _sent: dict[str, Any] = {}
 _MISSING = object()
+#: Types whose instances are neither classes nor functions: those are pickled as ever, and are most objects of a model.
+_ordinary: set[type] = set()
+_MOST_ORDINARY = 1_000
 _reducers = cloudpickle.Pickler.dispatch_table
 
 
@@ -73,6 +76,9 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # untyped
 
     def reducer_override(self, obj: Any) -> Any:
         """What to pickle in place of an object, as `pickle.Pickler` documents it."""
+        kind = type(obj)
+        if kind in _ordinary:
+            return NotImplemented
         if isinstance(obj, _CachedFunction) and getattr(obj, "__module__", None) == "__main__":
             return restore_cached, (obj.__wrapped__, obj.cache_parameters())
         reduced = super().reducer_override(obj)
@@ -81,4 +87,8 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # untyped
             if obj.__globals__.get("__name__") == "__main__":
                 code, _, *others = args
                 return make, (code, _MainNamespace(), *others), (set_state, state), None, None, restore_state
+        if reduced is NotImplemented and not issubclass(kind, (type, types.FunctionType, _CachedFunction)):
+            if len(_ordinary) >= _MOST_ORDINARY:
+                _ordinary.clear()
+            _ordinary.add(kind)
         return reduced
