@@ -95,9 +95,6 @@ _WATCH_IDLE_LOOKS = 10
 _RETIRE_GRACE_S = 30.0
 #: A caller waits for the start of processes at most this long, in seconds, before it computes beside them.
 _STARTS_S = 0.2
-#: Who gives way to the I/O thread sleeps so long at a time, and in all, in seconds.
-_WAY_S = 5e-5
-_MOST_WAY_S = 2e-3
 #: A worker that was told to stop is looked at this often, in seconds: that may take a moment where CPUs are short.
 _STOP_S = 1e-3
 #: What was learned is written at most this often while nothing runs, in seconds, and at the end.
@@ -193,7 +190,6 @@ class Dispatcher:
         self._no_starts = threading.Event()  # no process waits to be started
         self._no_starts.set()
         # Owned by the I/O thread.
-        self._is_resting = True  # it waits for something to happen; others read it
         self._idle_looks = 0
         self._kept_at = 0.0  # when what was learned was last written
         self._overtime = Overtime()
@@ -548,8 +544,8 @@ class Dispatcher:
     def prepare_start(self) -> None:
         """Import and look up what the start of a worker takes, in this thread.
 
-        While the caller computes, the I/O thread gets the interpreter lock back only every 5 ms, and an import gives it
-        away a hundred times.
+        Beside a caller that computes, the I/O thread gets the interpreter lock late (see `switching`), and an import
+        gives it away a hundred times.
         """
         if self.pool is not None and self.pool.context is None and not self.is_io_thread:  # whose own starts try again
             self.pool.prepare()
@@ -559,16 +555,6 @@ class Dispatcher:
     def await_starts(self) -> None:
         """Wait until the processes that were asked for have been started; for the same reason."""
         self._no_starts.wait(_STARTS_S)
-
-    def give_way(self) -> None:
-        """Let the I/O thread do what it has begun, and what comes from workers that start; for the same reason."""
-        if self.scheduler.n_starting:
-            time.sleep(_WAY_S)
-        if self._is_resting:
-            return
-        until = time.perf_counter() + _MOST_WAY_S
-        while not self._is_resting and time.perf_counter() < until:
-            time.sleep(_WAY_S)
 
     def nudge(self) -> None:
         """Wake the I/O thread, without a lock."""
@@ -782,9 +768,7 @@ class Dispatcher:
                     if self.scheduler.is_drained and not self._to_do and not self.fronts:
                         return
                     timeout = self._timeout()
-                self._is_resting = True
                 is_quiet = not pool.wait(timeout, self._handle, self._ended)
-                self._is_resting = False
                 if is_quiet or self.is_watching or self._is_time_up():
                     self._look_around()
                 if self._overtime.is_busy:
@@ -793,7 +777,6 @@ class Dispatcher:
             self._break(error)
             raise
         finally:
-            self._is_resting = True
             pool.close()
             self.ledger.close()
             self._logs.close()
@@ -946,7 +929,6 @@ class Dispatcher:
 
     def _handle(self, message: Message) -> None:
         """A worker has sent something."""
-        self._is_resting = False
         worker_id, content, block_fd = message
         try:
             code = content[0]

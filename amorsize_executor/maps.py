@@ -23,6 +23,7 @@ from .decisions.terms import Terms
 from .encoding import obvious_resources, own_nbytes
 from .inline import InlineBatch, copy_items, copy_values
 from .results import Failed, MapJob
+from .switching import quick_switching
 from .tiny import TinyMap
 from .workers.copies import CallerCopies
 from .workers.resources import NeedsWorker
@@ -97,9 +98,6 @@ class Engine(Protocol):
 
     def await_starts(self) -> None:
         """Wait until the processes that were asked for have been started (not until they are ready)."""
-
-    def give_way(self) -> None:
-        """Let the I/O thread do what it is about to do, before this thread computes."""
 
     def wake(self) -> None:
         """Make the I/O thread look around."""
@@ -507,7 +505,6 @@ class Maps:
         """Run some items in this thread if that is best; whether it did."""
         if job.is_released:
             self._engine.await_starts()
-        self._engine.give_way()
         with self._engine.lock:
             taken = self._take_inline(job)
             actions: list[Action] = []
@@ -533,7 +530,8 @@ class Maps:
         batch = job.batch = InlineBatch(taken.start, items, function.local(), job.is_star)
         cpu_began = None if job.is_released else time.process_time()  # of this process: an item may use several CPUs
         try:
-            problem = batch.run(_LONG_BATCH_S)
+            with quick_switching:
+                problem = batch.run(_LONG_BATCH_S)
         finally:
             job.batch = None
             job.visited_at = time.perf_counter()

@@ -25,7 +25,7 @@ FLOORS = (
     {"workers", "identity"},
     {"store"},
     {"learned"},
-    {"inline", "failures", "stats", "options", "health", "overtime", "memory"},
+    {"inline", "failures", "stats", "options", "health", "overtime", "memory", "switching"},
     {"results", "logs"},
     {"encoding"},
     {"residency"},

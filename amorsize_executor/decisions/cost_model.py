@@ -175,7 +175,7 @@ class CostModel:
     PRIOR_CARRY_S = 0.25e-6
     #: From the decision to start a first worker until it is ready, in seconds, before one was measured:
     #: an interpreter, loky's and our imports on both sides (benchmarks/dispatch.py, cold start).
-    PRIOR_WORKER_START_S = 0.05
+    PRIOR_WORKER_START_S = 0.04
     #: What a chunk costs beyond its items (two messages, two wake-ups), in seconds, before it was measured.
     CHUNK_OVERHEAD_S = 80e-6
 
