@@ -364,7 +364,8 @@ class Maps:
         giants = self._giants(job, n_workers)
         with self._engine.lock:
             job.is_released = True
-            if job.may_inline and job.n_workers is None and self._engine.cost_model.load_s(job.function.key) is None:
+            is_new = self._engine.cost_model.load_s(job.function.key) is None
+            if is_new and job.may_inline and job.n_workers is None and not self._engine.samples_in_workers:
                 # Nobody knows what workers take to load it: beside the caller, one finds out first.
                 job.n_staged, n_workers = n_workers, max(min(n_workers, self._engine.pool_state().n_cpus - 1), 1)
             is_trial = n_workers < job.n_staged

@@ -1278,7 +1278,7 @@ class Scheduler:
     def _times_of_loading(self, now: float) -> Iterator[float]:
         """Seconds until an idle worker loads the function of a map, though others have it (`_may_load`)."""
         for job in self._jobs.values():
-            if job.n_waiting and not job.held and not job.needs:
+            if job.n_waiting and not (job.held or job.needs or job.is_trial or self._is_light(job)):
                 at = job.head_since + (self._cost_model.load_s(job.key) or 0.0)
                 if at > self._ticked_at:
                     yield at - now
@@ -1452,7 +1452,7 @@ class Scheduler:
         """The worker that gets the next chunk, of a map if one is given; None if all have enough."""
         if self._idle:
             last = next(reversed(self._idle))
-            if job is None or job.key in self._workers[last].known:
+            if job is None or job.key in self._workers[last].known or self._is_light(job):
                 return last
             for worker_id in reversed(self._idle):
                 if job.key in self._workers[worker_id].known:
@@ -1461,17 +1461,19 @@ class Scheduler:
                 return last
         return self._next_partial(now, NOTHING)
 
+    def _is_light(self, job: MapWork) -> bool:
+        """Whether it does not matter that a worker must load the function of a map."""
+        return not job.is_trial and (self._cost_model.load_s(job.key) or 0.0) < planner.LEAST_LOAD_S
+
     def _may_load(self, job: MapWork, now: float) -> bool:
         """Whether an idle worker should load the function of a map: that takes no time, or the map wants so many.
 
         Also if no item was given out for as long as it takes: those who have loaded it may be stuck.
         """
-        if job.n_workers >= self.n_ready:
+        if job.n_workers >= self.n_ready or self._is_light(job):
             return True
-        if not job.is_trial:
-            load_s = self._cost_model.load_s(job.key) or 0.0
-            if load_s < planner.LEAST_LOAD_S or now - job.head_since >= load_s:
-                return True
+        if not job.is_trial and now - job.head_since >= (self._cost_model.load_s(job.key) or 0.0):
+            return True
         n_at_it = 0
         for worker in self._workers.values():
             if worker.state is State.READY:
