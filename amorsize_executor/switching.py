@@ -33,16 +33,19 @@ class _QuickSwitching:
 
     def __exit__(self, *exc_info: object) -> None:
         with self._lock:
-            self._n_inside -= 1
+            self._n_inside = max(self._n_inside - 1, 0)  # below zero behind a fork inside
             if not self._n_inside and math.isclose(sys.getswitchinterval(), _INTERVAL_S, rel_tol=0.01):
                 sys.setswitchinterval(self._before_s)  # else an item has set another one
 
-    def renew_lock(self) -> None:
-        """In the child of a fork: another thread may have held it."""
+    def forget(self) -> None:
+        """In the child of a fork: threads that it has not may have held the lock, and been inside."""
         self._lock = threading.Lock()
+        if self._n_inside:
+            self._n_inside = 0
+            sys.setswitchinterval(self._before_s)
 
 
 quick_switching = _QuickSwitching()
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=quick_switching.renew_lock)
+    os.register_at_fork(after_in_child=quick_switching.forget)

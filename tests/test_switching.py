@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 
@@ -56,3 +57,13 @@ def _interval(x: int) -> float:
 
 def _divide(x: int) -> float:
     return 1 / x
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_a_fork_leaves_nobody_inside() -> None:
+    sys.setswitchinterval(4e-3)
+    with quick_switching:
+        pid = os.fork()
+        if not pid:
+            os._exit(sys.getswitchinterval() != pytest.approx(4e-3))
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0

@@ -90,25 +90,8 @@ class _Function:
     """Running estimates of one function; see `CostModel.observe` for the formulas."""
 
     __slots__ = (
-        "alone_s",
-        "carried",
-        "carry_s",
-        "cpu_share",
-        "load_s",
-        "map_s",
-        "map_var_s2",
-        "map_weight",
-        "mean_s",
-        "n_clipped",
-        "n_items",
-        "nbytes",
-        "return_s",
-        "returned",
-        "scaling",
-        "size_fit",
-        "total_s",
-        "var_s2",
-        "weight",
+        "alone_s", "carried", "carry_s", "cpu_share", "load_s", "map_s", "map_var_s2", "map_weight", "mean_s",
+        "n_clipped", "n_items", "nbytes", "return_s", "returned", "scaling", "size_fit", "total_s", "var_s2", "weight",
     )  # fmt: skip
 
     def __init__(self) -> None:

@@ -43,7 +43,6 @@ if not hasattr(ParallelBackendBase, "submit"):
 
 from .. import machine
 from ..executor import AmorsizeExecutor
-from ..switching import quick_switching
 
 NAME = "amorsize"
 #: Executors kept, by what they were asked for; of those that no loop uses, the least recently used goes first.
@@ -192,8 +191,7 @@ class _Loop:
         while (task := self._waiting.get()) is not None:
             callback, future = task
             try:
-                with quick_switching:  # to get calls from an iterator may take long, and results come meanwhile
-                    callback(future)
+                callback(future)
             except BaseException as error:
                 self._error = error
                 # Nobody waits for a callback. So joblib gets a batch that fails with this before it runs.
