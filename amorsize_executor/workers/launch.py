@@ -1,9 +1,9 @@
 """Starts loky's processes, but lets them begin in a module of ours that does not import loky.
 
 A loky process is a fresh interpreter: no lock that another thread holds is copied, and the main module is not imported
-again. What it costs is the imports in it: loky's own entry takes twice as long as the interpreter and all that a worker
-needs (``python -m benchmarks.churn``), and each of two resource trackers as long as a worker. So `_Popen` takes the
-place of loky's: the same call starts the process, which begins in `entry`.
+again. What it costs is the imports in it: loky's own entry takes several times as long as the interpreter and all that
+a worker needs, and there are two resource trackers besides. So `_Popen` takes the place of loky's: the same call starts
+the process, which begins in `entry`.
 
 No resource tracker is started, either: see `tracking`.
 """

@@ -882,7 +882,7 @@ class _LateLogging:
         self._send = send
         # Guards all that follows, and is held while it is handed on.
         self._lock = threading.RLock()
-        self._told: list[tuple[tuple[Any, ...] | None, bool]] = []
+        self._told: tuple[tuple[Any, ...] | None, bool] | None = None  # the latest
         self._is_settled = False
         self._is_over = False
         self._forwarding: LogForwarding | None = None
@@ -897,8 +897,8 @@ class _LateLogging:
             if self._is_over:
                 return
             self._forwarding = LogForwarding(self._send)
-            for wanted, is_forked in self._told:
-                self._forwarding.receive(wanted, is_forked=is_forked)
+            if self._told is not None:
+                self._forwarding.receive(self._told[0], is_forked=self._told[1])
             if self._is_settled:
                 self._forwarding.settle()
 
@@ -908,7 +908,7 @@ class _LateLogging:
             if self._forwarding is not None:
                 self._forwarding.receive(wanted, is_forked=is_forked)
             else:
-                self._told = [(wanted, is_forked)]
+                self._told = wanted, is_forked
 
     def settle(self) -> None:
         """The initializer has run, and with it whatever configures logging here."""
