@@ -163,7 +163,7 @@ class Scheduler:
         self._spare: int | None = None  # the worker that waits for the place of another
         self._due: dict[int, None] = {}  # READY, with their last chunks: they leave after these
         self._leaks = Leaks()
-        self._loaded: dict[int, None] = {}  # READY, with items that they have not begun and that may be taken back
+        self._laden: dict[int, None] = {}  # READY, with items that they have not begun and that may be taken back
         self._jobs: dict[int, MapWork] = {}
         self._queue = TaskQueue()
         self._lanes: dict[Needs, TaskQueue] = {}  # queues of tasks that need resources
@@ -439,7 +439,7 @@ class Scheduler:
     def take_for_caller(self, job_id: int, now: float) -> list[Action]:
         """The caller has nothing to do: take back what it may run of a map, if some worker has much of it."""
         job = self._jobs.get(job_id)
-        if job is None or not self._loaded or job.n_waiting or self._has_taker(job, now):
+        if job is None or not self._laden or job.n_waiting or self._has_taker(job, now):
             return []
         return list(self._rebalance(now, most=1, job_id=job_id))
 
@@ -562,8 +562,8 @@ class Scheduler:
                 job.growth = max(job.growth, chunk.n_done)
                 self._settle(job, n_items)
         if not chunk.is_over:
-            if worker_id in self._loaded and not rest(worker):
-                del self._loaded[worker_id]
+            if worker_id in self._laden and not rest(worker):
+                del self._laden[worker_id]
             return []
         return self._close(worker_id, worker, chunk, now)
 
@@ -940,7 +940,7 @@ class Scheduler:
             times.extend(self._times_of_needs(now, may_start))
         if self._idle and self._jobs:
             times.extend(self._times_of_loading(now))
-        if self._loaded and (self._idle or may_start):
+        if self._laden and (self._idle or may_start):
             # Those that were past their time at a tick were seen to: nothing more can be done for them.
             times.extend(until - now for until in self._overdue_times() if until > self._ticked_at)
         return max(min(times), 0.0) if times else None
@@ -1293,7 +1293,7 @@ class Scheduler:
         live = self._n_starting + self.n_ready
         if self._resources:
             actions.extend(self._close_unneeded())
-        is_calm = not self._queue.levels and len(self._turn) == 1 and not self._stopping and not self._loaded
+        is_calm = not self._queue.levels and len(self._turn) == 1 and not self._stopping and not self._laden
         if is_calm and self._least <= live <= self.worker_limit:
             if self._due:
                 actions.extend(self._start_ahead(now))
@@ -1322,7 +1322,7 @@ class Scheduler:
             worker_id = next(iter(self._idle))
             actions.append(self._retire(worker_id, self._workers[worker_id]))
             surplus -= 1
-        if self._idle and self._loaded:
+        if self._idle and self._laden:
             actions.extend(self._rebalance(now, most=len(self._idle)))
         wanted = max(self._demand(now), self._least - self._n_starting - self.n_ready)
         if wanted > 0:
@@ -1585,7 +1585,7 @@ class Scheduler:
         """Take work back from those that have the most, at most so many chunks, of one map if it is given."""
         found = []
         takers: dict[int, bool] = {}  # whether an idle worker would take items, by map
-        for worker_id in self._loaded:
+        for worker_id in self._laden:
             worker = self._workers[worker_id]
             is_stuck = next(iter(worker.chunks.values())).is_overdue(now)
             for chunk, n_items in rest(worker):
@@ -1615,7 +1615,7 @@ class Scheduler:
     def _take_back(self, worker_id: int, worker: Worker, chunk: Chunk) -> TakeBack:
         chunk.is_exhausted = True
         if not rest(worker):
-            self._loaded.pop(worker_id, None)
+            self._laden.pop(worker_id, None)
         return TakeBack(worker_id, chunk)
 
     def _may_move(self, chunk: Chunk, now: float) -> bool:
@@ -1629,7 +1629,7 @@ class Scheduler:
 
     def _overdue_times(self) -> Iterator[float]:
         """When those that have more than they are running should have come to it, in seconds."""
-        for worker_id in self._loaded:
+        for worker_id in self._laden:
             chunk = next(iter(self._workers[worker_id].chunks.values()))
             if chunk.loads:
                 continue
@@ -1639,12 +1639,12 @@ class Scheduler:
             yield chunk.given_at + 3 * (chunk.expected_s or 0.0) + loading_s + OVERDUE_S + 1e-6
 
     def _place(self, worker_id: int, worker: Worker, now: float) -> None:
-        """File a worker under idle, partial, loaded and due, or none of them, after its chunks changed."""
+        """File a worker under idle, partial, laden and due, or none of them, after its chunks changed."""
         self._unfile(worker_id)
         if worker.state is not State.READY:
             return
         if rest(worker):
-            self._loaded[worker_id] = None
+            self._laden[worker_id] = None
         if not worker.chunks:
             worker.idle_since = now
         elif self._is_spent(worker):
@@ -1659,7 +1659,7 @@ class Scheduler:
     def _unfile(self, worker_id: int) -> None:
         self._idle.pop(worker_id, None)
         self._partial.pop(worker_id, None)
-        self._loaded.pop(worker_id, None)
+        self._laden.pop(worker_id, None)
         if self._due:
             self._due.pop(worker_id, None)
 

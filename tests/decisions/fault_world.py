@@ -739,7 +739,7 @@ class FaultWorld:
 
 #: What the scheduler knows of work and workers.
 _EMPTY_AT_THE_END = (
-    "_workers", "_idle", "_partial", "_loaded", "_jobs", "_lane_of", "_attempts",
+    "_workers", "_idle", "_partial", "_laden", "_jobs", "_lane_of", "_attempts",
 )  # fmt: skip
 
 
