@@ -1032,11 +1032,14 @@ class Dispatcher:
         if actions:
             self.execute(actions)  # first give the worker its next chunk, then the caller its results
         is_measured = key is not None and n > n_skipped and elapsed_ns >= 0
+        usual_s = n * (self.cost_model.mean_s(key) or 0.0) if is_measured else 0.0
+        has_loaded = is_first and 0 < _LOADING_ITEM * usual_s < elapsed_s  # not only modules, but perhaps a model
+        item_s = usual_s if has_loaded else elapsed_s
         size = None
         if job is not None:
             if is_measured:
-                size = job.size_of(items, elapsed_s) if not n_skipped else None
-                job.note(worker_id, began, now, n, elapsed_s, at_once, is_continued=offset > 0)
+                size = job.size_of(items, item_s) if not n_skipped else None
+                job.note(worker_id, began, now, n, item_s, at_once, is_continued=offset > 0)
             job.settle(items, values, failed=code == protocol.OUTCOMES)
             self.maps.replace_caller(job, now)
             self.maps.forget_if_settled(job)
@@ -1044,11 +1047,10 @@ class Dispatcher:
             self._resolve(items, values, now, max(elapsed_s / n, 0.0))
         if is_measured:
             self.counters.run.observe(elapsed_s / n, n - n_skipped)
-            usual_s = n * (self.cost_model.mean_s(key) or 0.0)
-            self.cost_model.observe(key, n - n_skipped, elapsed_s, cpu_s, at_once=at_once, size=size)
+            if not has_loaded:
+                self.cost_model.observe(key, n - n_skipped, elapsed_s, cpu_s, at_once=at_once, size=size)
             if is_first:
-                has_loaded = 0 < _LOADING_ITEM * usual_s < elapsed_s  # and not only modules, but perhaps a model
-                self._note_load(key, chunk.job_id, now - began - (usual_s if has_loaded else elapsed_s))
+                self._note_load(key, chunk.job_id, now - began - item_s)
             elif is_single:
                 self.cost_model.observe_overhead(now - began - elapsed_s)
             elif offset:  # its worker went on with these directly behind others of the chunk

@@ -340,12 +340,13 @@ class Maps:
             chunksize=job.chunksize,
             constraint=job.constraint or (_SAMPLED_THERE if is_sampled_there else ""),
         )
-        if job.plan is not None and waiting < job.n_items and plan.item_s is not None:
-            # The plan of the rest tells the whole: what is done already was done at the price now known.
+        if job.plan is not None and waiting < job.n_items and cost is not None and plan.item_s is not None:
+            # The plan of the rest tells the whole: what was measured took as long as it did, all else the price now known.
             done_s = time.perf_counter() - job.started_at
+            n_measured, measured_s = job.measured(cost.scaling)
             plan = plan._replace(
                 n_items=job.n_items,
-                serial_s=job.n_items * plan.item_s,
+                serial_s=measured_s + (job.n_items - n_measured) * plan.item_s,
                 predicted_s=done_s + (plan.predicted_s or 0.0),
                 terms=tuple(cost._replace(compute_s=cost.compute_s + done_s) for cost in plan.terms),
             )

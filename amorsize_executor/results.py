@@ -14,6 +14,7 @@ from .workers.warm import Epoch
 
 if TYPE_CHECKING:
     from .decisions.plan import Plan
+    from .decisions.scaling import Scaling
     from .inline import InlineBatch
     from .workers.copies import CallerCopies
     from .workers.functions import Function
@@ -182,6 +183,12 @@ class MapJob:
                 number = self._numbers.setdefault(worker, len(self._numbers))
                 self._last_spans[worker] = len(self.spans)
                 self.spans.append(Span(number, start_s, stop_s, n_items))
+
+    def measured(self, scaling: Scaling) -> tuple[int, float]:
+        """How many items were measured, and how long they would have taken one after another, in seconds."""
+        with self.condition:
+            n_items = sum([n for n, _ in self.levels.values()])
+            return n_items, sum([s / scaling.slowdown(at_once) for at_once, (_, s) in self.levels.items()])
 
     def extend(self, new: list[Any]) -> int:
         """More items have been read; returns how many there are in all."""

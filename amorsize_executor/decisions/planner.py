@@ -139,9 +139,10 @@ def parallel_cost(n_items: int, cost: FunctionCost, n_workers: int, pool: PoolSt
         speed = min(n_ready + _CALLER_SHARE_WHILE_STARTING * inline, most_at_once) / t if t > 0 else 0.0
         meanwhile = min(speed * wait_s, n_items)
         left -= meanwhile
-        start_s = START_PRICE * pool.worker_start_s + wait_s - meanwhile * t_at_once / at_once
+        price_s = (CROWDED_START_PRICE if n_ready and n_workers >= pool.n_cpus else START_PRICE) * pool.worker_start_s
+        start_s = price_s + wait_s - meanwhile * t_at_once / at_once
         if not left:  # they come too late
-            start_s = START_PRICE * pool.worker_start_s + n_items / speed - n_items * t_at_once / at_once
+            start_s = price_s + n_items / speed - n_items * t_at_once / at_once
     compute_s = n_items * t_at_once / at_once
     there_s = cost.carry_s if cost.return_s is None else cost.return_s
     pickling_s = max(left * (cost.carry_s + there_s) / at_once, left * cost.carry_s - left * t_at_once / at_once)
@@ -149,7 +150,9 @@ def parallel_cost(n_items: int, cost: FunctionCost, n_workers: int, pool: PoolSt
     chunks = max(left / chunk, 1.0) if left else 0.0
     dispatch_s = (chunks / n_workers + 1) * pool.chunk_overhead_s if left else 0.0
     spread = min(cost.std_s / t, 2.0) if t > 0 else 0.0
-    in_rounds = math.ceil(left / at_once - 1e-9) - left / at_once if left < 8 * at_once else 0.0
+    # Few items are computed in rounds, in which the caller does as much as a worker if they are long.
+    lanes = at_once if t <= INLINE_ITEM_S else max(min(n_workers + helped, most_at_once), 1.0)
+    in_rounds = math.ceil(left / lanes - 1e-9) - left / at_once if left < 8 * at_once else 0.0
     tail_s = t_at_once * max(in_rounds, 0.5 * spread) if left else 0.0
     return Cost(n_workers, start_s, dispatch_s, pickling_s, compute_s, tail_s, helped)
 
@@ -239,17 +242,15 @@ def plan_map(
 
 
 def missed_s(plan: Plan, cost: FunctionCost, pool: PoolState) -> float:
-    """Seconds that a map would have gained had all workers been ready."""
-    if plan.n_items * cost.mean_s <= 2 * MIN_GAIN_S:  # with two CPUs; with more, nearly
+    """Seconds that a map would have gained had all workers been ready, over those that are ready now."""
+    n_items, t = plan.n_items, cost.mean_s
+    if n_items * t <= 2 * MIN_GAIN_S:  # with two CPUs; with more, nearly
         return 0.0
+    most = max(min(pool.max_workers, n_items), 1)
+    there = [parallel_cost(n_items, cost, n, pool, inline=True) for n in _worker_counts(min(pool.n_ready, most))]
     ready = pool._replace(n_ready=pool.max_workers)
-    counts = _worker_counts(max(min(pool.max_workers, plan.n_items), 1))
-    best_s = min(parallel_cost(plan.n_items, cost, n, ready, inline=True).total_s for n in counts)
-    if plan.is_serial:
-        planned = serial_cost(plan.n_items, cost)
-    else:
-        planned = parallel_cost(plan.n_items, cost, plan.n_workers, ready, inline=True)
-    gain_s = planned.total_s - best_s
+    best_s = min(parallel_cost(n_items, cost, n, ready, inline=True).total_s for n in _worker_counts(most))
+    gain_s = min(c.total_s for c in [serial_cost(n_items, cost), *there]) - best_s
     return gain_s if gain_s >= MIN_GAIN_S else 0.0
 
 
@@ -265,8 +266,7 @@ def _worker_counts(most: int) -> list[int]:
     while n < most:
         counts.append(n)
         n = n + 1 if n < 8 else n + n // 4
-    counts.append(most)
-    return counts
+    return [*counts, most] if most else []
 
 
 def chunk_size(

@@ -7,7 +7,7 @@ import pytest
 from amorsize_executor.decisions import planner
 from amorsize_executor.decisions.cost_model import FunctionCost
 from amorsize_executor.decisions.plan import Plan, format_time
-from amorsize_executor.decisions.planner import PoolState, chunk_size, inline_batch, plan_map
+from amorsize_executor.decisions.planner import PoolState, chunk_size, inline_batch, parallel_cost, plan_map
 
 COLD = PoolState(n_ready=0, max_workers=4, n_cpus=4, worker_start_s=0.1)
 WARM = COLD._replace(n_ready=4)
@@ -188,6 +188,15 @@ def test_a_worker_starts_once_its_price_was_missed_which_is_higher_without_a_cpu
     assert planner.start_pays(missed_s, COLD._replace(n_ready=n_ready, n_cpus=2)) is pays
 
 
+def test_a_map_misses_only_what_workers_beyond_those_now_ready_would_gain() -> None:
+    chosen, long = Plan("f", 100, 1, 1), cost(0.02)
+    two = PoolState(n_ready=0, max_workers=2, n_cpus=2, worker_start_s=1.0)
+    assert planner.missed_s(chosen, long, two) == pytest.approx(1.0, rel=0.1)  # of 2 s
+    assert planner.missed_s(chosen, long, two._replace(n_ready=1)) < 0.05  # the caller is as good as another worker
+    assert planner.missed_s(chosen, long, two._replace(n_ready=2)) == 0
+    assert planner.missed_s(chosen, long, two._replace(n_ready=1, max_workers=8, n_cpus=8)) > 0.5
+
+
 def test_work_whose_results_take_longer_to_send_than_to_make_stays_in_the_caller() -> None:
     small, large = cost(1e-3)._replace(return_s=10e-6), cost(1e-3)._replace(return_s=5e-3)
     assert plan_map("f", 400, small, WARM, inline=True).n_workers == 4
@@ -219,5 +228,20 @@ def test_one_worker_beside_the_caller_is_enough_where_another_takes_longer_to_lo
     chosen = plan_map("f", 100, cost(0.01), pool, inline=True)
     assert (chosen.n_workers, chosen.is_helped) == (1, True)
     assert chosen.estimated_speedup == pytest.approx(1.9, abs=0.1)
-    chosen = plan_map("f", 10_000, cost(0.01), pool, inline=True)
+    chosen = plan_map("f", 100_000, cost(0.01), pool, inline=True)
     assert chosen.n_workers == 2
+
+
+@pytest.mark.parametrize("n_items", [2, 8, 10, 11])
+def test_few_long_items_take_the_caller_and_one_worker_as_long_as_two_workers(n_items: int) -> None:
+    pool = PoolState(n_ready=1, max_workers=2, n_cpus=2, worker_start_s=1.0)
+    helped = parallel_cost(n_items, cost(0.3), 1, pool, inline=True)
+    both = parallel_cost(n_items, cost(0.3), 2, pool._replace(n_ready=2), inline=True)
+    assert helped.helped
+    assert helped.total_s == pytest.approx(both.total_s, rel=0.03)
+
+
+def test_a_worker_that_loads_where_no_cpu_is_free_takes_half_of_that_from_the_map() -> None:
+    pool = PoolState(n_ready=1, max_workers=2, n_cpus=2, worker_start_s=1.0)
+    assert parallel_cost(1000, cost(0.01), 2, pool, inline=True).start_s == pytest.approx(0.5, abs=0.1)
+    assert parallel_cost(1000, cost(0.01), 2, pool._replace(n_ready=0), inline=True).start_s > 0.6  # alone till then

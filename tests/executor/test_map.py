@@ -518,7 +518,7 @@ def test_the_plan_of_items_that_are_read_lazily_tells_of_all_of_them(either: Amo
     assert plan.item_s is not None
     assert plan.predicted_s is not None
     assert plan.n_items == 3_000
-    assert plan.serial_s == pytest.approx(3_000 * plan.item_s)
+    assert plan.serial_s == pytest.approx(3_000 * plan.item_s, rel=0.5)  # 1,000 would be a third
     assert plan.predicted_s >= plan.serial_s / 2
 
 
