@@ -91,14 +91,30 @@ class InlineBatch:
         return range(self.first + n_settled, self._stop)
 
 
-def copy_items(items: list[Any], first: int, name: str, copies: CallerCopies) -> tuple[list[Any], Exception | None]:
-    """What a worker would have got for these items: copies; and the error of the first that cannot be copied."""
+def copy_items(
+    items: list[Any], n_items: int, first: int, name: str, copies: CallerCopies
+) -> tuple[list[Any], Exception | None]:
+    """What a worker would have got for the first `n_items` items: copies; and the error of one that cannot be copied.
+
+    Parameters
+    ----------
+    items
+        These, and the one behind them if there is one: it tells what of the last will be met again.
+    n_items
+        How many to copy.
+    first
+        Index of the first.
+    name
+        Of the map's function.
+    copies
+        Makes the copies.
+    """
     if serialize.are_scalars(items):
-        return items, None
+        return items[:n_items], None
     copied: list[Any] = []
-    for i, item in enumerate(items):
+    for i, (item, following) in enumerate(zip(items[:n_items], [*items[1:], None], strict=False)):
         try:
-            copied.append(copies.copy(item))
+            copied.append(copies.copy(item, following))
         except Exception as problem:
             what = f"item {first + i} of map({name}), a {type(item).__qualname__!r} object,"
             return copied, not_picklable(what, problem)

@@ -428,7 +428,7 @@ class Maps:
 
     def _sample(self, function: Function, item: Any, index: int) -> None:
         """Run one item here and measure it."""
-        copied, error = copy_items([item], index, function.name, CallerCopies(function.store, None))
+        copied, error = copy_items([item], 1, index, function.name, CallerCopies(function.store, None))
         if isinstance(error, NeedsWorker):
             self._engine.run_in_worker(function.local(), item)
             return
@@ -523,7 +523,8 @@ class Maps:
         if not taken:
             return False
         name, function = job.function.name, job.function
-        items, error = copy_items(job.take_items(taken), taken.start, name, self._copies(job))
+        seen = job.take_items(range(taken.start, taken.stop + 1))
+        items, error = copy_items(seen, len(taken), taken.start, name, self._copies(job))
         if isinstance(error, NeedsWorker):
             self._leave_to_workers(job, taken)
             return True

@@ -1,7 +1,7 @@
 """Copies for items that the caller of a map runs itself: what a worker would have got, without a worker.
 
-An array that one item has is copied. One that another item of the map has had, too, is stored in a block, where workers
-will find it, and each item gets a private, copy-on-write view, as in a worker.
+An array that one item has is copied. One that another item of the map has had, or that the next one has, too, is stored
+in a block, where workers will find it, and each item gets a private, copy-on-write view, as in a worker.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from . import bulk, serialize
 from .mapped import MappedBlocks
 from .resources import NeedsWorker, Resource
-from .warm import SHARE_NBYTES, Block, BlockWriter, Epoch, Key, WarmBlocks, key_of
+from .warm import SHARE_NBYTES, Block, BlockWriter, Epoch, Key, WarmBlocks, key_of, owners
 
 #: Buffers of at least this size, in bytes, are copied into memory from NumPy, which asks for large pages: that is three
 #: times as fast as into a `bytearray`.
@@ -36,18 +36,29 @@ class CallerCopies:
         self._store = store
         self._epoch = epoch
         self._met: set[Key] = set()
+        self._expected: set[int] = set()  # identities of what the next item has, too
         self._mapped: MappedBlocks | None = None
         self._blocks: dict[int, Block] = {}  # in use here, until this object is gone
 
-    def copy(self, obj: Any) -> Any:
-        """What a worker would get: the object itself if it cannot change, else its pickled copy."""
+    def copy(self, obj: Any, following: Any = None) -> Any:
+        """What a worker would get for an item: the item itself if it cannot change, else its pickled copy.
+
+        Parameters
+        ----------
+        obj
+            The item: one argument, or a tuple of them.
+        following
+            The item behind it; None if there is none.
+        """
         if serialize.is_immutable(obj):
             return obj
+        mine, others = (obj, following) if type(obj) is type(following) is tuple else ((obj,), (following,))
+        self._expected = {id(a) for a, b in zip(mine, others, strict=False) if a is b}
         entry = serialize.encode(obj, _Writer(self), has_bulk=bulk.is_among((obj,)))
         return serialize.decode(entry, self._lease)
 
     def find(self, buffer: memoryview) -> serialize.Part | None:
-        """Where a buffer stands that several items have; None if this is the first to have it."""
+        """Where a buffer stands that several items have; None if this is the only one so far."""
         if self._epoch is None or buffer.nbytes < SHARE_NBYTES:
             return None
         key = key_of(buffer)
@@ -55,7 +66,8 @@ class CallerCopies:
             return None
         if key not in self._met:
             self._met.add(key)
-            return None
+            if self._expected.isdisjoint(map(id, owners(buffer))):
+                return None
         writer = BlockWriter(self._store, self._epoch)
         try:
             try:

@@ -441,7 +441,7 @@ class WarmBlocks:
         """A block holds a buffer now; `serial` is its content's own."""
         owner: weakref.ref[Any] | None = None
         if epoch is not None:
-            held = _owner(buffer)
+            *_, held = owners(buffer)
             try:
                 owner = weakref.ref(held)
             except TypeError:
@@ -487,17 +487,18 @@ def key_of(buffer: memoryview) -> Key | None:
     return numpy.frombuffer(buffer, numpy.uint8).__array_interface__["data"][0], buffer.nbytes
 
 
-def _owner(buffer: memoryview) -> object:
-    """The object that has the memory of a buffer: arrays are often views, made for a moment only."""
+def owners(buffer: memoryview) -> Iterator[object]:
+    """What a buffer is a view on: arrays are often views on others, made for a moment only. The last has the memory."""
     obj: Any = buffer.obj
     numpy = sys.modules.get("numpy")
     while True:
+        yield obj
         if isinstance(obj, memoryview):
             obj = obj.obj
         elif numpy is not None and isinstance(obj, numpy.ndarray) and obj.base is not None:
             obj = obj.base
         else:
-            return obj
+            return
 
 
 class StoreFull(Exception):

@@ -1,0 +1,64 @@
+"""Copies for items that the caller runs: what several items have is stored once, what one has is not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from amorsize_executor.inline import copy_items
+from amorsize_executor.workers.copies import CallerCopies
+from amorsize_executor.workers.warm import Epoch, WarmBlocks
+
+N = 40_000
+
+
+@pytest.fixture
+def store() -> Iterator[WarmBlocks]:
+    made = WarmBlocks(lambda: 1 << 30)
+    yield made
+    made.close()
+
+
+def copy_each(store: WarmBlocks, items: list[Any]) -> tuple[list[Any], list[int]]:
+    """Copies of items, each made alone, and how many bytes are in blocks after each."""
+    copies, copied, stored = CallerCopies(store, Epoch()), [], []
+    for i in range(len(items)):
+        (copy,), error = copy_items(items[i : i + 2], 1, i, "f", copies)
+        assert error is None
+        copied.append(copy)
+        stored.append(store.nbytes)
+    return copied, stored
+
+
+@pytest.mark.parametrize(
+    "array", [np.arange(float(N)), np.arange(float(N)).reshape(2, -1), np.arange(2.0 * N)[N:]]
+)
+def test_an_array_that_the_next_item_has_too_is_stored_at_once(store: WarmBlocks, array: Any) -> None:
+    before = array.copy()
+    copied, stored = copy_each(store, [(i, array) for i in range(3)])
+    assert stored == [array.nbytes] * 3
+    for i, (number, copy) in enumerate(copied):
+        assert number == i
+        np.testing.assert_array_equal(copy, before)
+        copy[...] = -1
+    np.testing.assert_array_equal(array, before)
+
+
+def test_items_that_are_the_same_array_are_stored_once(store: WarmBlocks) -> None:
+    array = np.arange(float(N))
+    copied, stored = copy_each(store, [array, array])
+    assert stored == [array.nbytes] * 2
+    copied[0][:] = 7
+    np.testing.assert_array_equal(copied[1], array)
+
+
+def test_arrays_that_one_item_has_are_not_stored(store: WarmBlocks) -> None:
+    assert copy_each(store, [(0, np.arange(float(N))) for _ in range(3)])[1] == [0, 0, 0]
+
+
+def test_what_is_met_again_later_is_stored_then(store: WarmBlocks) -> None:
+    array = np.arange(float(N))
+    assert copy_each(store, [[array], [0], [array]])[1] == [0, 0, array.nbytes]
