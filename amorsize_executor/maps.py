@@ -693,7 +693,7 @@ class Maps:
     def _finish(self, job: MapJob) -> None:
         """All results of a map were handed out: its plan now tells what was real."""
         if job.levels:
-            self._engine.cost_model.observe_map(job.function.key, job.levels)
+            self._engine.cost_model.observe_map(job.function.key, job.levels, job.most_alone_s)
         plan = job.plan
         assert plan is not None
         cost = None
@@ -736,18 +736,19 @@ class Maps:
         if plan is None or not plan.is_helped or job.batch is not None:
             return
         mean_s = self._engine.cost_model.mean_s(job.function.key)
-        was_short = plan.item_s is None or plan.item_s <= planner.INLINE_ITEM_S
-        is_long = was_short and mean_s is not None and mean_s > planner.INLINE_ITEM_S
-        if not is_long and now - job.visited_at < _ABSENT_S:
+        is_long, is_absent = (mean_s or 0.0) > planner.INLINE_ITEM_S, now - job.visited_at >= _ABSENT_S
+        if not (is_long or is_absent):
             return
         with self._engine.lock:
-            pool = self._engine.pool_state()
+            pool = self._engine.pool_state(key=job.function.key)
             waiting = self._engine.scheduler.n_waiting(job.job_id)
-            if not waiting or job.plan is not plan:
+            # Long items are left to another worker where one is at hand, short ones only if the caller does not come.
+            is_long = is_long and pool.n_ready > plan.n_workers
+            if not waiting or job.plan is not plan or not (is_long or is_absent):
                 return
             n_workers = min(plan.n_workers + 1, pool.max_workers)
             if is_long:
-                why = f"an item takes {format_time(mean_s or 0.0)}, too long for the caller"
+                why = f"an item takes {format_time(mean_s or 0.0)}, and a worker more is at hand"
             else:
                 why = f"the caller, who was to help, was away for {format_time(now - job.visited_at)}"
             job.plan = plan._replace(n_workers=n_workers, is_helped=False, constraint=why)

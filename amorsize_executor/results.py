@@ -106,6 +106,7 @@ class MapJob:
         self.planned_for = (0, 0)  # workers that were ready, and items, when the plan was made
         # What was measured: items and seconds by how many ran at once, and who ran what and when.
         self.levels: dict[int, tuple[int, float]] = {}
+        self.most_alone_s = 0.0  # of items that ran alone, the largest mean of some in a row, behind the first
         self.spans: list[Span] = []
         self._numbers: dict[int, int] = {0: 0}  # by worker: its number in the timeline
         self._last_spans: dict[int, int] = {}  # by worker: index of its latest
@@ -174,6 +175,8 @@ class MapJob:
         with self.condition:
             n, s = self.levels.get(at_once, (0, 0.0))
             self.levels[at_once] = (n + n_items, s + elapsed_s)
+            if n and at_once == 1:
+                self.most_alone_s = max(self.most_alone_s, elapsed_s / n_items)
             start_s, stop_s = start - self.started_at, stop - self.started_at
             last = self._last_spans.get(worker)
             if last is not None and is_continued:

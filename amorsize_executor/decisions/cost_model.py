@@ -318,7 +318,7 @@ class CostModel:
                 share = cpu_s / elapsed_s
                 f.cpu_share += a * ((share if share > _SEVERAL_CPUS else min(share, 1.0)) - f.cpu_share)
 
-    def observe_map(self, key: Hashable, items: dict[int, tuple[int, float]]) -> None:
+    def observe_map(self, key: Hashable, items: dict[int, tuple[int, float]], most_alone_s: float = 0.0) -> None:
         """Take in a whole map.
 
         Parameters
@@ -327,6 +327,9 @@ class CostModel:
             The function.
         items
             By how many ran at once (1: the caller alone, or one worker): number of items, and their time in seconds.
+        most_alone_s
+            Largest mean time of some in a row that ran alone, in seconds: where they differ so much, it was not for
+            being alone that others were fast.
         """
         n_items, total_s = (sum(part) for part in zip(*items.values(), strict=True))
         with self._lock:
@@ -340,7 +343,7 @@ class CostModel:
                 if at_once == 1:
                     f.alone_s = None
             elif at_once > 1 and 1 in items and f.scaling.item_s(1) is None:
-                f.alone_s = items[1][1] / items[1][0]
+                f.alone_s = max(items[1][1] / items[1][0], most_alone_s)
             mean_s = sum(s / f.scaling.slowdown(level) for level, (_, s) in items.items()) / n_items
             f.map_weight = _KEPT_MAPS * f.map_weight + n_items
             f.map_s += n_items / f.map_weight * (mean_s - f.map_s)

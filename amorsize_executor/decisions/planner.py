@@ -48,14 +48,16 @@ SAMPLE_S = 0.5e-3
 #: slower than the next (cold caches, imports).
 SAMPLE_ITEMS = 3
 LONG_SAMPLE_S = 30e-3
-#: A caller who helps does this share of a worker's work: it also reads results and hands out chunks.
+#: A caller who helps does this share of a worker's work: between items it also reads results and hands out chunks ...
 CALLER_SHARE = 0.7
+#: ... of long items this share ...
+_CALLER_SHARE_LONG = 0.95
+#: ... and in between what this much an item leaves, in seconds.
+_CALLER_GIVES_S = 0.2e-3
 #: The caller helps only while carrying items takes it less than this share of its time.
 _BUSY_CARRYING = 0.25
 #: With a worker at hand, an item predicted longer than this does not run in the caller, in seconds.
 INLINE_ITEM_S = 4e-3
-#: A caller who helps with longer ones does this share of a worker's work.
-_CALLER_SHARE_LONG = 0.95
 #: What a worker takes to load a function counts from here on, in seconds: less is not told from a busy parent.
 LEAST_LOAD_S = 20e-3
 #: Parallelism must promise at least this share of the serial time as a gain, to pay for what was not modelled.
@@ -127,7 +129,7 @@ def parallel_cost(n_items: int, cost: FunctionCost, n_workers: int, pool: PoolSt
     t = cost.mean_s
     most_at_once = pool.n_cpus / max(cost.cpu_share, 1e-2)
     helped = inline and caller_helps(cost, n_workers, pool)
-    share = CALLER_SHARE if t <= INLINE_ITEM_S else _CALLER_SHARE_LONG
+    share = min(max(CALLER_SHARE, 1 - _CALLER_GIVES_S / t if t else 0.0), _CALLER_SHARE_LONG)
     at_once = max(min(n_workers + share * helped, most_at_once), min(n_workers, 1.0))
     t_at_once = t * cost.scaling.slowdown(at_once)
     missing = max(n_workers - pool.n_ready, 0)

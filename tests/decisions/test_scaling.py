@@ -59,6 +59,15 @@ def test_a_map_at_several_levels_counts_for_none_of_them() -> None:
     assert found.try_alone_s == pytest.approx(2e-3)
 
 
+def test_items_that_differ_where_they_run_alone_tell_nothing_about_being_alone() -> None:
+    model = CostModel()
+    model.observe("f", 100, 1.0)
+    model.observe_map("f", {1: (40, 0.08), 2: (60, 0.9)}, 14e-3)
+    found = model.lookup("f")
+    assert found is not None
+    assert found.try_alone_s == pytest.approx(14e-3)
+
+
 def test_a_serial_map_answers_whether_items_are_faster_alone() -> None:
     model = CostModel()
     model.observe("f", 100, 1.0)
