@@ -20,6 +20,9 @@ BULK_NBYTES = 64 << 10
 #: How deep in containers, and how many elements of each, objects are looked for.
 _DEPTH = 3
 _ELEMENTS = 64
+#: Containers of so many elements at most are looked into before anything is pickled.
+_CONTAINERS = frozenset({tuple, list, dict})
+_RECORD = 8
 
 _types: set[type] = {bytes, bytearray}
 _memmap: Any = None
@@ -31,12 +34,18 @@ PersistentId: TypeAlias = "tuple[Any, ...]"
 
 
 def is_among(objs: Iterable[object]) -> bool:
-    """Whether one of these objects is bulky; fast if none is."""
+    """Whether one of these objects is bulky, or stands in a small container that is one of them; fast if none is."""
     if _memmap is None and "numpy" in sys.modules:
         _learn_numpy()
     for obj in objs:
-        if type(obj) in _types and _nbytes(obj) >= BULK_NBYTES:
-            return True
+        kind = type(obj)
+        if kind in _types:
+            if _nbytes(obj) >= BULK_NBYTES:
+                return True
+        elif kind in _CONTAINERS and len(obj) <= _RECORD:  # type: ignore[arg-type]  # exact types checked
+            for each in obj.values() if kind is dict else obj:  # type: ignore[attr-defined]
+                if type(each) in _types and _nbytes(each) >= BULK_NBYTES:
+                    return True
     return False
 
 
