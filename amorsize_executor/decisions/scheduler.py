@@ -85,7 +85,7 @@ _Source: TypeAlias = "int | Needs | None"
 #: Chunks with a worker at most: one runs, one waits.
 _DEPTH = 2
 #: A worker that loads the function of a map is not stuck before this, in seconds: large libraries take that long.
-_LOADING_S = 3.0
+_LOADING_S = 10.0
 #: Functions that a worker is remembered to know, at most.
 _MOST_KNOWN = 256
 #: Items are taken back for an idle worker if they take at least this long by prediction, in seconds: the frames and

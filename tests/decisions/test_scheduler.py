@@ -944,9 +944,9 @@ def test_a_worker_that_loads_a_large_library_is_not_taken_for_stuck() -> None:
     pool.start(1)
     pool.scheduler.add_map(1, "f", 20)
     pool.do(pool.scheduler.release_map(1, 1, pool.now, is_trial=True))
-    pool.wait(2.0)
+    pool.wait(8.0)
     assert not pool.starting
-    pool.wait(2.0)
+    pool.wait(3.0)
     assert pool.starting
 
 
