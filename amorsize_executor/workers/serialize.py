@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 PROTOCOL = 5
 #: Buffers of an object that are larger than this in all, in bytes, travel in a block.
 INLINE_NBYTES = 16 << 10
+#: ... but for those no larger than this, in bytes, if they are no more in all than that.
+_SMALL_NBYTES = 4 << 10
 
 #: Where bulky objects were not expected, they are looked for in pickles of this size, in bytes.
 _SEARCH_NBYTES = 1 << 20
@@ -206,12 +208,17 @@ def encode(obj: object, writer: Writer, *, least_nbytes: int = 0, has_bulk: bool
     if not buffers and not objs:
         return data
     views = [b.raw() for b in buffers]
-    if not objs and sum(v.nbytes for v in views) <= INLINE_NBYTES:
-        return data, tuple(bytes(v) if v.readonly else bytearray(v) for v in views)
-    parts = tuple([writer.store(v) for v in views])
+    most = INLINE_NBYTES
+    if objs or sum([v.nbytes for v in views]) > INLINE_NBYTES:
+        most = _SMALL_NBYTES if sum([v.nbytes for v in views if v.nbytes <= _SMALL_NBYTES]) <= INLINE_NBYTES else -1
+    parts = tuple([_copied(v) if v.nbytes <= most else writer.store(v) for v in views])
     if not objs:
         return data, parts
     return data, parts, tuple([_store_bulk(bulk.view_of(each), writer) for each in objs])
+
+
+def _copied(view: memoryview) -> bytes | bytearray:
+    return bytes(view) if view.readonly else bytearray(view)
 
 
 def _store_bulk(view: memoryview, writer: Writer) -> Bulk:
@@ -329,7 +336,7 @@ class _Copier:
 
     def store(self, buffer: memoryview) -> Any:
         """A copy of the buffer."""
-        return bytes(buffer) if buffer.readonly else bytearray(buffer)
+        return _copied(buffer)
 
     def serial(self, part: Any) -> int:
         """None."""
