@@ -81,7 +81,7 @@ class Task:
     def _store(self, args: tuple[Any, ...], kwargs: dict[str, Any], writer: BlockWriter) -> None:
         try:
             has_bulk = bulk.is_among(args) or bulk.is_among(kwargs.values())
-            self.entry = serialize.encode((args, kwargs), writer, has_bulk=has_bulk)
+            self.entry = serialize.encode((args, kwargs), writer, append=writer.append, has_bulk=has_bulk)
             self.blocks = writer.detach()
             if writer.needs:
                 self.resources = (*self.resources, *writer.needs.values())
@@ -278,7 +278,7 @@ def _encode_item(job: MapJob, index: int, item: Any, writer: BlockWriter) -> ser
     args = item if job.is_star else (item,)
     n_large, writer.is_again = writer.n_large, index in job.stored
     try:
-        entry = serialize.encode((args, {}), writer, has_bulk=bulk.is_among(args))
+        entry = serialize.encode((args, {}), writer, append=writer.append, has_bulk=bulk.is_among(args))
         if writer.n_large > n_large:
             job.stored.add(index)
         return entry

@@ -9,7 +9,7 @@ An object becomes an *entry*, which is small enough for a frame or refers to blo
 
 * ``bytes``: a pickle;
 * ``(pickle, buffers)``: buffers are `bytearray` or `bytes` (read-only) inside, or ``(offset, nbytes, is_readonly,
-  block_id)`` in a block; 0 is the block that came with the frame;
+  block_id)`` in a block; 0 is the block that came with the frame; a large pickle may stand in one, too;
 * ``(pickle, buffers, bulk)``: bulk has (buffer, serial number) for each bulky object that the pickle leaves out (see
   `bulk`).
 """
@@ -34,6 +34,9 @@ INLINE_NBYTES = 16 << 10
 #: ... but for those no larger than this, in bytes, if they are no more in all than that.
 _SMALL_NBYTES = 4 << 10
 
+#: Pickles that are larger than this, in bytes, travel in a block where the writer can take them.
+_LARGE_NBYTES = 48 << 10
+
 #: Where bulky objects were not expected, they are looked for in pickles of this size, in bytes.
 _SEARCH_NBYTES = 1 << 20
 
@@ -48,7 +51,8 @@ _TUPLE_LENGTH = 64
 Part: TypeAlias = "tuple[int, int, bool, int]"
 _Buffer: TypeAlias = "bytes | bytearray | Part"
 Bulk: TypeAlias = "tuple[_Buffer, int]"
-Entry: TypeAlias = "bytes | tuple[bytes, tuple[_Buffer, ...]] | tuple[bytes, tuple[_Buffer, ...], tuple[Bulk, ...]]"
+_Pickle: TypeAlias = "bytes | Part"
+Entry: TypeAlias = "bytes | tuple[_Pickle, tuple[_Buffer, ...]] | tuple[_Pickle, tuple[_Buffer, ...], tuple[Bulk, ...]]"
 
 
 def is_scalar(obj: object) -> bool:
@@ -167,7 +171,15 @@ def ask_for_writers() -> None:
     _Sending.is_asked_for = True
 
 
-def encode(obj: object, writer: Writer, *, least_nbytes: int = 0, has_bulk: bool = False, like: bytes = b"") -> Entry:
+def encode(
+    obj: object,
+    writer: Writer,
+    *,
+    append: Callable[[memoryview], Part] | None = None,
+    least_nbytes: int = 0,
+    has_bulk: bool = False,
+    like: bytes = b"",
+) -> Entry:
     """Make an entry of an object.
 
     Parameters
@@ -176,6 +188,8 @@ def encode(obj: object, writer: Writer, *, least_nbytes: int = 0, has_bulk: bool
         What to pickle.
     writer
         Takes its large buffers.
+    append
+        Takes its pickle if that is large.
     least_nbytes
         Buffers below this size, in bytes, stay in the pickle.
     has_bulk
@@ -205,16 +219,19 @@ def encode(obj: object, writer: Writer, *, least_nbytes: int = 0, has_bulk: bool
             data, objs = bulk.dumps(obj, PROTOCOL, take)
     finally:
         sending.writer = before
+    pickled: _Pickle = data
+    if append is not None and len(data) > _LARGE_NBYTES:
+        pickled = append(memoryview(data))
     if not buffers and not objs:
-        return data
+        return data if pickled is data else (pickled, ())
     views = [b.raw() for b in buffers]
     most = INLINE_NBYTES
     if objs or sum([v.nbytes for v in views]) > INLINE_NBYTES:
         most = _SMALL_NBYTES if sum([v.nbytes for v in views if v.nbytes <= _SMALL_NBYTES]) <= INLINE_NBYTES else -1
     parts = tuple([_copied(v) if v.nbytes <= most else writer.store(v) for v in views])
     if not objs:
-        return data, parts
-    return data, parts, tuple([_store_bulk(bulk.view_of(each), writer) for each in objs])
+        return pickled, parts
+    return pickled, parts, tuple([_store_bulk(bulk.view_of(each), writer) for each in objs])
 
 
 def _copied(view: memoryview) -> bytes | bytearray:
@@ -258,10 +275,10 @@ def decode(entry: Entry, lease: Lease, cache: Cache | None = None) -> Any:
     """
     if isinstance(entry, bytes):
         return pickle.loads(entry)
+    data, *buffers = _leased((entry[0], *entry[1]), lease)
     if len(entry) == 2:
-        data, parts = entry
-        return pickle.loads(data, buffers=_leased(parts, lease))
-    data, parts, bulky = entry
+        return pickle.loads(data, buffers=buffers)
+    bulky = entry[2]
 
     def load(index: int, kind: int) -> Any:
         part, serial = bulky[index]
@@ -275,7 +292,7 @@ def decode(entry: Entry, lease: Lease, cache: Cache | None = None) -> Any:
             cache[serial] = obj
         return obj
 
-    return bulk.loads(data, _leased(parts, lease), load)
+    return bulk.loads(data, buffers, load)
 
 
 def _leased(parts: Sequence[_Buffer], lease: Lease) -> list[Any]:
@@ -310,8 +327,7 @@ def pickle_nbytes(entry: Entry) -> int:
     """Size of what an entry carries itself, blocks not counted, in bytes."""
     if isinstance(entry, bytes):
         return len(entry)
-    data, parts = entry[:2]
-    return len(data) + sum([len(p) for p in parts if not isinstance(p, tuple)])
+    return sum([len(p) for p in (entry[0], *entry[1]) if not isinstance(p, tuple)])
 
 
 def stored_nbytes(entry: Any) -> int:

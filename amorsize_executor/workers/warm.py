@@ -568,6 +568,16 @@ class BlockWriter:
                     block.release()
                 self.used[block.block_id] = block
                 return offset, nbytes, buffer.readonly, block.block_id
+        part = self.append(buffer)
+        if key is not None:
+            offset, _, _, block_id = part
+            serial = self._serials[block_id, offset] = new_serial()
+            self._store.note(key, buffer, self.used[block_id], offset, self._epoch, serial)
+        return part
+
+    def append(self, buffer: memoryview) -> tuple[int, int, bool, int]:
+        """The same for what was made for this entry, and need not be looked for."""
+        nbytes = buffer.nbytes
         if self._can_wait and nbytes >= SHARE_NBYTES and self._store.is_full(nbytes):
             raise StoreFull
         if self._own is None:
@@ -582,9 +592,6 @@ class BlockWriter:
             block.write(offset, buffer)
         self.nbytes = offset + nbytes
         self.own_nbytes += nbytes
-        if key is not None:
-            serial = self._serials[block.block_id, offset] = new_serial()
-            self._store.note(key, buffer, block, offset, self._epoch, serial)
         return offset, nbytes, buffer.readonly, block.block_id
 
     def serial(self, part: tuple[int, int, bool, int]) -> int:

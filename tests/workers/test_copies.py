@@ -33,9 +33,7 @@ def copy_each(store: WarmBlocks, items: list[Any]) -> tuple[list[Any], list[int]
     return copied, stored
 
 
-@pytest.mark.parametrize(
-    "array", [np.arange(float(N)), np.arange(float(N)).reshape(2, -1), np.arange(2.0 * N)[N:]]
-)
+@pytest.mark.parametrize("array", [np.arange(float(N)), np.arange(float(N)).reshape(2, -1), np.arange(2.0 * N)[N:]])
 def test_an_array_that_the_next_item_has_too_is_stored_at_once(store: WarmBlocks, array: Any) -> None:
     before = array.copy()
     copied, stored = copy_each(store, [(i, array) for i in range(3)])

@@ -40,7 +40,7 @@ def round_trip(obj: Any) -> Any:
     """The object as a receiver gets it."""
     writer = blocks.BlockWriter()
     try:
-        entry = serialize.encode(obj, writer)
+        entry = serialize.encode(obj, writer, append=writer.store)
         fd = writer.detach()
     finally:
         writer.close()
@@ -132,6 +132,41 @@ def test_large_buffers_leave_the_pickle() -> None:
         assert writer.nbytes >= 1_600_000
     finally:
         writer.close()
+
+
+@pytest.mark.parametrize(
+    "obj",
+    [
+        [float(i) for i in range(20_000)],
+        "x" * 100_000,
+        np.ones((1_000, 41))[:, :-1],
+        [np.ones((1_000, 41))[:, :-1], np.zeros(100_000), np.arange(5)],
+        {"rows": list(range(50_000)), "model": bytes(100_000), "array": np.arange(9)},
+    ],
+    ids=["list", "text", "view", "view and arrays", "bulk and array"],
+)
+def test_large_pickles_leave_the_frame(obj: Any) -> None:
+    writer = blocks.BlockWriter()
+    try:
+        entry = serialize.encode(obj, writer, append=writer.store)
+        assert len(pickle.dumps(entry)) < 2_000
+        assert serialize.pickle_nbytes(entry) < 200
+    finally:
+        writer.close()
+    np.testing.assert_equal(round_trip(obj), obj)
+
+
+def test_small_buffers_beside_large_ones_stay_in_the_frame() -> None:
+    writer = blocks.BlockWriter()
+    try:
+        entry = serialize.encode([np.zeros(100_000), *[np.ones(10) for _ in range(5)]], writer)
+        assert writer.nbytes == 800_000
+        assert 400 <= len(pickle.dumps(entry)) - len(entry[0]) < 1_000
+    finally:
+        writer.close()
+    found = round_trip([np.zeros(100_000), np.ones(10)])
+    found[1] += 1
+    assert found[1].sum() == 20
 
 
 def test_small_buffers_need_no_block() -> None:
