@@ -341,7 +341,7 @@ class Maps:
             constraint=job.constraint or (_SAMPLED_THERE if is_sampled_there else ""),
         )
         if job.plan is not None and waiting < job.n_items and cost is not None and plan.item_s is not None:
-            # The plan of the rest tells the whole: what was measured took as long as it did, all else the price now known.
+            # The plan of the rest tells the whole: what was measured took so long, all else costs what is now known.
             done_s = time.perf_counter() - job.started_at
             n_measured, measured_s = job.measured(cost.scaling)
             plan = plan._replace(

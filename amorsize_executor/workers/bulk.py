@@ -42,10 +42,12 @@ def is_among(objs: Iterable[object]) -> bool:
         if kind in _types:
             if _nbytes(obj) >= BULK_NBYTES:
                 return True
-        elif kind in _CONTAINERS and len(obj) <= _RECORD:  # type: ignore[arg-type]  # exact types checked
-            for each in obj.values() if kind is dict else obj:  # type: ignore[attr-defined]
-                if type(each) in _types and _nbytes(each) >= BULK_NBYTES:
-                    return True
+        elif kind in _CONTAINERS:
+            container: Any = obj
+            if len(container) <= _RECORD:
+                for each in container.values() if kind is dict else container:
+                    if type(each) in _types and _nbytes(each) >= BULK_NBYTES:
+                        return True
     return False
 
 

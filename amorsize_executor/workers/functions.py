@@ -172,7 +172,7 @@ class FunctionTable:
             function = Function(self, fn, entry, writer.detach(), tuple(writer.needs.values()))
         finally:
             writer.close()
-        data = entry if isinstance(entry, bytes) else entry[0]
+        data = serialize.pickle_of(entry)
         if len(data) >= SHARE_NBYTES:
             with self._lock:
                 if len(self._frozen) >= _MAX_FROZEN:
@@ -189,20 +189,16 @@ class FunctionTable:
             if fn_id is None:
                 self._last_id += 1
                 fn_id = self._ids[data] = -self._last_id if has_state else self._last_id
-                self._content_nbytes += _pickle_nbytes(data)
+                self._content_nbytes += len(serialize.pickle_of(data))
             self._ids.move_to_end(data)
             while len(self._ids) > 1 and (
                 len(self._ids) > _MAX_REMEMBERED or self._content_nbytes > _MAX_CONTENT_NBYTES
             ):
                 forgotten, _ = self._ids.popitem(last=False)
-                self._content_nbytes -= _pickle_nbytes(forgotten)
+                self._content_nbytes -= len(serialize.pickle_of(forgotten))
                 self._frozen.clear()  # it may be among these
             self._latest = data, fn_id
         return fn_id, data
-
-
-def _pickle_nbytes(entry: serialize.Entry) -> int:
-    return len(entry) if isinstance(entry, bytes) else len(entry[0])
 
 
 def _pickled(fn: Callable[..., Any]) -> bytes:

@@ -323,6 +323,13 @@ def _leased(parts: Sequence[_Buffer], lease: Lease) -> list[Any]:
     return buffers
 
 
+def pickle_of(entry: Entry) -> bytes:
+    """The pickle in an entry that was made without `append`."""
+    data = entry if isinstance(entry, bytes) else entry[0]
+    assert isinstance(data, bytes)
+    return data
+
+
 def pickle_nbytes(entry: Entry) -> int:
     """Size of what an entry carries itself, blocks not counted, in bytes."""
     if isinstance(entry, bytes):

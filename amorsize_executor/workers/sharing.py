@@ -89,7 +89,7 @@ class Shared(Of["T"]):
                 entry = serialize.encode(obj, writer)
             except Exception as error:
                 raise not_picklable(f"the object to share, a {self._name!r} object,", error) from error.__cause__
-            data, rest = (entry, ()) if isinstance(entry, bytes) else (entry[0], entry[1:])
+            data, rest = serialize.pickle_of(entry), () if isinstance(entry, bytes) else entry[1:]
             is_large = len(data) > serialize.INLINE_NBYTES
             #: The pickle or where it stands in the block, and what else its entry has.
             self._content = (writer.store(memoryview(data)) if is_large else data, rest)
