@@ -301,3 +301,17 @@ class AnyUse(RuleBasedStateMachine):
 
 TestAnyUse = AnyUse.TestCase
 TestAnyUse.settings = settings(max_examples=30, stateful_step_count=30, deadline=None)
+
+
+@pytest.mark.parametrize("has_memcmp", [True, False])
+@pytest.mark.parametrize("n", [1, 1_000, 3 * (1 << 20) + 5])
+def test_all_bytes_are_compared(n: int, has_memcmp: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not has_memcmp:
+        monkeypatch.setattr(warm, "_memcmp", lambda: None)
+    content = np.arange(n, dtype=np.uint8)
+    for other in (content.copy(), bytes(content), np.where(np.arange(n) == n, 1, content).astype(np.uint8)):
+        assert warm.is_same(view(content), memoryview(other))
+    for i in {0, n // 2, n - 1}:
+        other = content.copy()
+        other[i] ^= 1
+        assert not warm.is_same(view(content), view(other))
