@@ -462,12 +462,13 @@ class Dispatcher:
 
     def pool_state(self, needs: Needs = NOTHING, key: Hashable = None) -> PoolState:
         """The pool as the planner sees it for items of a function with these needs; under the lock."""
-        n_ready, start_s = self.scheduler.n_ready, self.cost_model.worker_start_s
+        n_ready, start_s, load_s = self.scheduler.n_ready, self.cost_model.worker_start_s, 0.0
         if needs:  # a worker that must load first is like one that must start
             n_ready = self.scheduler.n_holders(needs)
-            start_s = (self.scheduler.load_s(needs) or 0.0) + (start_s if n_ready == self.scheduler.n_ready else 0.0)
-        elif key is not None and (load_s := self._load_s(key)) >= LEAST_LOAD_S:  # and so is one that must import much
-            n_ready = self.scheduler.n_knowing(key)
+            load_s = self.scheduler.load_s(needs) or 0.0
+            start_s = load_s + (start_s if n_ready == self.scheduler.n_ready else 0.0)
+        elif key is not None and self._load_s(key) >= LEAST_LOAD_S:  # and so is one that must import much
+            n_ready, load_s = self.scheduler.n_knowing(key), self._load_s(key)
             start_s = load_s + (start_s if n_ready == self.scheduler.n_ready else 0.0)
         return PoolState(
             n_ready,
@@ -475,6 +476,7 @@ class Dispatcher:
             self.n_cpus,
             start_s,
             self.cost_model.chunk_overhead_s,
+            load_s,
         )
 
     def _load_s(self, key: Hashable) -> float:

@@ -779,6 +779,8 @@ class Maps:
         n_workers = max(min(pool_state.max_workers, waiting), 1)
         if is_cold:
             n_workers = planner.first_starts(waiting, pool_state)
+        elif pool_state.load_s:  # others would have to load the function
+            n_workers = min(n_workers, pool_state.n_ready)
         with self._engine.lock:
             if batch is not None:
                 self._engine.scheduler.return_inline(job.job_id, batch.take_back())
@@ -786,7 +788,7 @@ class Maps:
             if plan is not None and plan.is_serial:
                 where = "an item in the caller took" if batch is not None else "the caller was away for"
                 why = f"{where} {format_time(item_s)}"
-                job.plan = plan._replace(n_workers=n_workers, constraint=why, is_helped=is_cold)
+                job.plan = plan._replace(n_workers=n_workers, constraint=why, is_helped=is_cold or pool_state.load_s > 0)
                 if self._last is plan:
                     self._last = job.plan
         self.release(job, n_workers)

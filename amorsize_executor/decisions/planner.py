@@ -96,6 +96,8 @@ class PoolState(NamedTuple):
         Expected seconds until there is another one.
     chunk_overhead_s
         What a chunk costs beyond its items, in seconds.
+    load_s
+        What of `worker_start_s` it takes to load the function.
     """
 
     n_ready: int
@@ -103,6 +105,7 @@ class PoolState(NamedTuple):
     n_cpus: int
     worker_start_s: float
     chunk_overhead_s: float = CostModel.CHUNK_OVERHEAD_S
+    load_s: float = 0.0
 
 
 def serial_cost(n_items: int, cost: FunctionCost) -> Cost:
@@ -141,7 +144,8 @@ def parallel_cost(n_items: int, cost: FunctionCost, n_workers: int, pool: PoolSt
         speed = min(n_ready + _CALLER_SHARE_WHILE_STARTING * inline, most_at_once) / t if t > 0 else 0.0
         meanwhile = min(speed * wait_s, n_items)
         left -= meanwhile
-        price_s = (CROWDED_START_PRICE if n_ready and n_workers >= pool.n_cpus else START_PRICE) * pool.worker_start_s
+        price = CROWDED_START_PRICE if n_ready and n_workers >= pool.n_cpus else START_PRICE
+        price_s = START_PRICE * (pool.worker_start_s - pool.load_s) + price * pool.load_s
         start_s = price_s + wait_s - meanwhile * t_at_once / at_once
         if not left:  # they come too late
             start_s = price_s + n_items / speed - n_items * t_at_once / at_once
@@ -244,15 +248,25 @@ def plan_map(
 
 
 def missed_s(plan: Plan, cost: FunctionCost, pool: PoolState) -> float:
-    """Seconds that a map would have gained had all workers been ready, over those that are ready now."""
+    """Seconds that a map would have gained had all workers been ready.
+
+    Over those that are ready now, the caller's help counted, where another must load the function. One that must only
+    start is there for other functions, too, and leaves long items out of the caller: over what was planned.
+    """
     n_items, t = plan.n_items, cost.mean_s
     if n_items * t <= 2 * MIN_GAIN_S:  # with two CPUs; with more, nearly
         return 0.0
     most = max(min(pool.max_workers, n_items), 1)
-    there = [parallel_cost(n_items, cost, n, pool, inline=True) for n in _worker_counts(min(pool.n_ready, most))]
     ready = pool._replace(n_ready=pool.max_workers)
     best_s = min(parallel_cost(n_items, cost, n, ready, inline=True).total_s for n in _worker_counts(most))
-    gain_s = min(c.total_s for c in [serial_cost(n_items, cost), *there]) - best_s
+    if pool.load_s:
+        there = [parallel_cost(n_items, cost, n, pool, inline=True) for n in _worker_counts(min(pool.n_ready, most))]
+        had_s = min(c.total_s for c in [serial_cost(n_items, cost), *there])
+    elif plan.is_serial:
+        had_s = serial_cost(n_items, cost).total_s
+    else:
+        had_s = parallel_cost(n_items, cost, plan.n_workers, ready, inline=True).total_s
+    gain_s = had_s - best_s
     return gain_s if gain_s >= MIN_GAIN_S else 0.0
 
 

@@ -188,13 +188,16 @@ def test_a_worker_starts_once_its_price_was_missed_which_is_higher_without_a_cpu
     assert planner.start_pays(missed_s, COLD._replace(n_ready=n_ready, n_cpus=2)) is pays
 
 
-def test_a_map_misses_only_what_workers_beyond_those_now_ready_would_gain() -> None:
+def test_a_map_misses_only_what_others_would_gain_that_must_load_its_function() -> None:
     chosen, long = Plan("f", 100, 1, 1), cost(0.02)
-    two = PoolState(n_ready=0, max_workers=2, n_cpus=2, worker_start_s=1.0)
+    two = PoolState(n_ready=0, max_workers=2, n_cpus=2, worker_start_s=1.0, load_s=1.0)
     assert planner.missed_s(chosen, long, two) == pytest.approx(1.0, rel=0.1)  # of 2 s
     assert planner.missed_s(chosen, long, two._replace(n_ready=1)) < 0.05  # the caller is as good as another worker
     assert planner.missed_s(chosen, long, two._replace(n_ready=2)) == 0
     assert planner.missed_s(chosen, long, two._replace(n_ready=1, max_workers=8, n_cpus=8)) > 0.5
+    assert (
+        planner.missed_s(chosen, long, two._replace(n_ready=1, load_s=0.0)) > 0.5
+    )  # it would serve other functions, too
 
 
 def test_work_whose_results_take_longer_to_send_than_to_make_stays_in_the_caller() -> None:
@@ -224,7 +227,7 @@ def test_until_a_worker_begins_the_caller_runs_what_it_ends_before() -> None:
 
 
 def test_one_worker_beside_the_caller_is_enough_where_another_takes_longer_to_load() -> None:
-    pool = PoolState(n_ready=1, max_workers=2, n_cpus=2, worker_start_s=1.5)
+    pool = PoolState(n_ready=1, max_workers=2, n_cpus=2, worker_start_s=1.5, load_s=1.5)
     chosen = plan_map("f", 100, cost(0.01), pool, inline=True)
     assert (chosen.n_workers, chosen.is_helped) == (1, True)
     assert chosen.estimated_speedup == pytest.approx(1.9, abs=0.1)
@@ -234,7 +237,7 @@ def test_one_worker_beside_the_caller_is_enough_where_another_takes_longer_to_lo
 
 @pytest.mark.parametrize("n_items", [2, 8, 10, 11])
 def test_few_long_items_take_the_caller_and_one_worker_as_long_as_two_workers(n_items: int) -> None:
-    pool = PoolState(n_ready=1, max_workers=2, n_cpus=2, worker_start_s=1.0)
+    pool = PoolState(n_ready=1, max_workers=2, n_cpus=2, worker_start_s=1.0, load_s=1.0)
     helped = parallel_cost(n_items, cost(0.3), 1, pool, inline=True)
     both = parallel_cost(n_items, cost(0.3), 2, pool._replace(n_ready=2), inline=True)
     assert helped.helped
@@ -242,6 +245,6 @@ def test_few_long_items_take_the_caller_and_one_worker_as_long_as_two_workers(n_
 
 
 def test_a_worker_that_loads_where_no_cpu_is_free_takes_half_of_that_from_the_map() -> None:
-    pool = PoolState(n_ready=1, max_workers=2, n_cpus=2, worker_start_s=1.0)
+    pool = PoolState(n_ready=1, max_workers=2, n_cpus=2, worker_start_s=1.0, load_s=1.0)
     assert parallel_cost(1000, cost(0.01), 2, pool, inline=True).start_s == pytest.approx(0.5, abs=0.1)
     assert parallel_cost(1000, cost(0.01), 2, pool._replace(n_ready=0), inline=True).start_s > 0.6  # alone till then
