@@ -788,7 +788,8 @@ class Maps:
             if plan is not None and plan.is_serial:
                 where = "an item in the caller took" if batch is not None else "the caller was away for"
                 why = f"{where} {format_time(item_s)}"
-                job.plan = plan._replace(n_workers=n_workers, constraint=why, is_helped=is_cold or pool_state.load_s > 0)
+                is_helped = is_cold or pool_state.load_s > 0
+                job.plan = plan._replace(n_workers=n_workers, constraint=why, is_helped=is_helped)
                 if self._last is plan:
                     self._last = job.plan
         self.release(job, n_workers)
