@@ -1040,7 +1040,7 @@ class Dispatcher:
         size = None
         if job is not None:
             if is_measured:
-                size = job.size_of(items, item_s) if not n_skipped else None
+                size = job.size_of(items, elapsed_s) if not n_skipped and not has_loaded else None
                 job.note(worker_id, began, now, n, item_s, at_once, is_continued=offset > 0)
             job.settle(items, values, failed=code == protocol.OUTCOMES)
             self.maps.replace_caller(job, now)

@@ -743,7 +743,7 @@ class Maps:
             pool = self._engine.pool_state(key=job.function.key)
             waiting = self._engine.scheduler.n_waiting(job.job_id)
             # Long items are left to another worker where one is at hand, short ones only if the caller does not come.
-            is_long = is_long and pool.n_ready > plan.n_workers
+            is_long = is_long and min(pool.n_ready, pool.max_workers) > plan.n_workers
             if not waiting or job.plan is not plan or not (is_long or is_absent):
                 return
             n_workers = min(plan.n_workers + 1, pool.max_workers)
@@ -788,7 +788,7 @@ class Maps:
             if plan is not None and plan.is_serial:
                 where = "an item in the caller took" if batch is not None else "the caller was away for"
                 why = f"{where} {format_time(item_s)}"
-                is_helped = is_cold or pool_state.load_s > 0
+                is_helped = is_cold or n_workers < min(pool_state.max_workers, waiting)
                 job.plan = plan._replace(n_workers=n_workers, constraint=why, is_helped=is_helped)
                 if self._last is plan:
                     self._last = job.plan

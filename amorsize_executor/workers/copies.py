@@ -58,7 +58,7 @@ class CallerCopies:
         return serialize.decode(entry, self._lease)
 
     def find(self, buffer: memoryview) -> serialize.Part | None:
-        """Where a buffer stands that several items have; None if this is the only one so far."""
+        """Where a buffer stands that several items have; None if neither an earlier one nor the next has."""
         if self._epoch is None or buffer.nbytes < SHARE_NBYTES:
             return None
         key = key_of(buffer)

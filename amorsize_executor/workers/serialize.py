@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 PROTOCOL = 5
 #: Buffers of an object that are larger than this in all, in bytes, travel in a block.
 INLINE_NBYTES = 16 << 10
-#: ... but for those no larger than this, in bytes, if they are no more in all than that.
-_SMALL_NBYTES = 4 << 10
 
 #: Pickles that are larger than this, in bytes, travel in a block where the writer can take them.
 _LARGE_NBYTES = 48 << 10
@@ -175,7 +173,7 @@ def encode(
     obj: object,
     writer: Writer,
     *,
-    append: Callable[[memoryview], Part] | None = None,
+    append: Callable[[memoryview], Part | None] | None = None,
     least_nbytes: int = 0,
     has_bulk: bool = False,
     like: bytes = b"",
@@ -189,7 +187,7 @@ def encode(
     writer
         Takes its large buffers.
     append
-        Takes its pickle if that is large.
+        Takes its pickle if that is large; may give None, and the pickle stays in the entry.
     least_nbytes
         Buffers below this size, in bytes, stay in the pickle.
     has_bulk
@@ -219,19 +217,19 @@ def encode(
             data, objs = bulk.dumps(obj, PROTOCOL, take)
     finally:
         sending.writer = before
-    pickled: _Pickle = data
-    if append is not None and len(data) > _LARGE_NBYTES:
-        pickled = append(memoryview(data))
-    if not buffers and not objs:
-        return data if pickled is data else (pickled, ())
     views = [b.raw() for b in buffers]
-    most = INLINE_NBYTES
-    if objs or sum([v.nbytes for v in views]) > INLINE_NBYTES:
-        most = _SMALL_NBYTES if sum([v.nbytes for v in views if v.nbytes <= _SMALL_NBYTES]) <= INLINE_NBYTES else -1
-    parts = tuple([_copied(v) if v.nbytes <= most else writer.store(v) for v in views])
-    if not objs:
-        return pickled, parts
-    return pickled, parts, tuple([_store_bulk(bulk.view_of(each), writer) for each in objs])
+    parts: tuple[_Buffer, ...]
+    if not objs and sum([v.nbytes for v in views]) <= INLINE_NBYTES:
+        parts = tuple([_copied(v) for v in views])
+    else:
+        parts = tuple([writer.store(v) for v in views])
+    bulky = tuple([_store_bulk(bulk.view_of(each), writer) for each in objs])
+    # Behind the others: a block is chosen by the size of the first.
+    place = append(memoryview(data)) if append is not None and len(data) > _LARGE_NBYTES else None
+    pickled: _Pickle = data if place is None else place
+    if bulky:
+        return pickled, parts, bulky
+    return (pickled, parts) if parts or place is not None else data
 
 
 def _copied(view: memoryview) -> bytes | bytearray:
@@ -338,7 +336,7 @@ def pickle_nbytes(entry: Entry) -> int:
 
 
 def stored_nbytes(entry: Any) -> int:
-    """Size of the buffers that an entry has in blocks, in bytes."""
+    """Size of the buffers that an entry has in blocks, in bytes; neither of its pickle nor of bulky objects."""
     return sum([p[1] for p in entry[1] if isinstance(p, tuple)]) if not isinstance(entry, bytes) and entry[1:] else 0
 
 

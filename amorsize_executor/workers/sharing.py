@@ -237,6 +237,9 @@ def _load(content: _Content, lease: Lease, cache: Cache | None) -> Any:
         view, base = lease(block_id, offset, offset + nbytes)
         data = bytes(view[offset - base : offset - base + nbytes])
         del view
+    if rest:  # what it has itself must not be given out twice
+        own = tuple([bytearray(part) if isinstance(part, bytearray) else part for part in rest[0]])
+        rest = (own, *rest[1:])
     entry: Any = (data, *rest) if rest else data
     return serialize.decode(entry, lease, cache)
 

@@ -290,6 +290,12 @@ class WarmBlocks:
             return self._nbytes - self._free_nbytes + nbytes > self._limit_nbytes()
 
     @property
+    def has_many(self) -> bool:
+        """Whether so many blocks are in use that none should be taken for what has another place."""
+        with self._locked():
+            return self._n_blocks - len(self._free) >= self._most_blocks()
+
+    @property
     def nbytes(self) -> int:
         """Memory of all blocks in bytes, free ones included."""
         return self._nbytes
@@ -326,7 +332,7 @@ class WarmBlocks:
         block.freed_at = time.monotonic()
         self._free[block.block_id] = block
         self._free_nbytes += block.nbytes
-        if self._is_closed:
+        if self._is_closed or (block.is_kept and not block.keys):  # neither to be written again, nor found
             self._drop(block)
             return
         limit = self._limit_nbytes()
@@ -586,18 +592,26 @@ class BlockWriter:
                     block.release()
                 self.used[block.block_id] = block
                 return offset, nbytes, buffer.readonly, block.block_id
-        part = self.append(buffer)
+        if self._can_wait and nbytes >= SHARE_NBYTES and self._store.is_full(nbytes):
+            raise StoreFull
+        part = self._append(buffer)
         if key is not None:
             offset, _, _, block_id = part
             serial = self._serials[block_id, offset] = new_serial()
             self._store.note(key, buffer, self.used[block_id], offset, self._epoch, serial)
         return part
 
-    def append(self, buffer: memoryview) -> tuple[int, int, bool, int]:
-        """The same for what was made for this entry, and need not be looked for."""
+    def append(self, buffer: memoryview) -> tuple[int, int, bool, int] | None:
+        """The same for what was made for this entry, and need not be looked for; None if it should stay there.
+
+        That is where many tasks wait: each has a block of its own, which is a descriptor.
+        """
+        if self._can_wait and self._own is None and (self._store.has_many or self._store.is_full(buffer.nbytes)):
+            return None
+        return self._append(buffer)
+
+    def _append(self, buffer: memoryview) -> tuple[int, int, bool, int]:
         nbytes = buffer.nbytes
-        if self._can_wait and nbytes >= SHARE_NBYTES and self._store.is_full(nbytes):
-            raise StoreFull
         if self._own is None:
             self._own = self._store.take(nbytes)
             self.used[self._own.block_id] = self._own

@@ -183,3 +183,16 @@ def test_a_handle_that_is_dropped_gives_up_its_memory(executor: AmorsizeExecutor
             pass
     gc.collect()
     assert len(os.listdir("/proc/self/fd")) <= before
+
+
+def _add_to_small(shared: Any, i: int) -> float:
+    shared["small"][:] += 1
+    return float(shared["small"].sum())
+
+
+@pytest.mark.parametrize("inline", ["auto", "never"])
+def test_small_arrays_are_each_tasks_own_too(inline: Any) -> None:
+    with AmorsizeExecutor(2, inline=inline) as executor, executor.share({"small": np.zeros(10)}) as shared:
+        assert list(executor.map(_add_to_small, [shared] * 8, range(8))) == [10.0] * 8
+        shared.get()["small"][:] = 5
+        assert shared.get()["small"].sum() == 0

@@ -150,23 +150,9 @@ def test_large_pickles_leave_the_frame(obj: Any) -> None:
     try:
         entry = serialize.encode(obj, writer, append=writer.store)
         assert len(pickle.dumps(entry)) < 2_000
-        assert serialize.pickle_nbytes(entry) < 200
     finally:
         writer.close()
     np.testing.assert_equal(round_trip(obj), obj)
-
-
-def test_small_buffers_beside_large_ones_stay_in_the_frame() -> None:
-    writer = blocks.BlockWriter()
-    try:
-        entry = serialize.encode([np.zeros(100_000), *[np.ones(10) for _ in range(5)]], writer)
-        assert writer.nbytes == 800_000
-        assert 400 <= len(pickle.dumps(entry)) - len(entry[0]) < 1_000
-    finally:
-        writer.close()
-    found = round_trip([np.zeros(100_000), np.ones(10)])
-    found[1] += 1
-    assert found[1].sum() == 20
 
 
 def test_small_buffers_need_no_block() -> None:
