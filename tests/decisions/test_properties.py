@@ -443,6 +443,7 @@ pools = st.builds(
     n_cpus=st.integers(1, 256),
     worker_start_s=st.floats(0.01, 10.0),
     chunk_overhead_s=st.floats(1e-6, 1e-2),
+    load_s=st.just(0.0) | st.just(0.01),
 )
 
 
