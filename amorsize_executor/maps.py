@@ -348,7 +348,7 @@ class Maps:
                 n_items=job.n_items,
                 serial_s=measured_s + (job.n_items - n_measured) * plan.item_s,
                 predicted_s=done_s + (plan.predicted_s or 0.0),
-                terms=tuple(cost._replace(compute_s=cost.compute_s + done_s) for cost in plan.terms),
+                terms=tuple(term._replace(compute_s=term.compute_s + done_s) for term in plan.terms),
             )
         if job.n_workers is not None:
             predicted_s = dict(plan.considered).get(job.n_workers, plan.predicted_s)

@@ -24,7 +24,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 
 from . import blocks
-from .warm import best_fit
+from .warm import SHARE_NBYTES, best_fit
 
 #: Parts smaller than this, in bytes, are copied: that takes less time than a mapping and its page faults.
 _MAP_NBYTES = 64 << 10
@@ -329,6 +329,10 @@ class ResultWriter:
             block.nbytes = blocks.write_at(block.fd, buffer, offset, block.nbytes)
         self.nbytes = offset + buffer.nbytes
         return offset, buffer.nbytes, buffer.readonly, 0
+
+    def append(self, buffer: memoryview) -> tuple[int, int, bool, int] | None:
+        """The same for a pickle; None if it fits a frame."""
+        return self.store(buffer) if buffer.nbytes >= SHARE_NBYTES else None
 
     def serial(self, part: object) -> int:
         """None."""

@@ -655,7 +655,7 @@ class Worker:
 
     def _outcome(self, value: object, block: mapped.ResultWriter, function: _Function) -> tuple[int, Any]:
         try:
-            return VALUE, serialize.encode(value, block, append=block.store, has_bulk=bulk.is_among((value,)))
+            return VALUE, serialize.encode(value, block, append=block.append, has_bulk=bulk.is_among((value,)))
         except Exception as error:
             what = f"the result of {serialize.name_of(function.call)}, a {type(value).__qualname__!r} object,"
             return ERROR, encode_error(not_picklable(what, error))

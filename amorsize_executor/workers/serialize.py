@@ -29,11 +29,8 @@ if TYPE_CHECKING:
     from .interfaces import Cache, Lease, Writer
 
 PROTOCOL = 5
-#: Buffers of an object that are larger than this in all, in bytes, travel in a block.
+#: Buffers of an object that are larger than this in all, in bytes, travel in a block; a pickle may.
 INLINE_NBYTES = 16 << 10
-
-#: Pickles that are larger than this, in bytes, travel in a block where the writer can take them.
-_LARGE_NBYTES = 48 << 10
 
 #: Where bulky objects were not expected, they are looked for in pickles of this size, in bytes.
 _SEARCH_NBYTES = 1 << 20
@@ -187,7 +184,7 @@ def encode(
     writer
         Takes its large buffers.
     append
-        Takes its pickle if that is large; may give None, and the pickle stays in the entry.
+        Takes its pickle if that is larger than `INLINE_NBYTES`; gives None if it should stay in the entry.
     least_nbytes
         Buffers below this size, in bytes, stay in the pickle.
     has_bulk
@@ -225,7 +222,7 @@ def encode(
         parts = tuple([writer.store(v) for v in views])
     bulky = tuple([_store_bulk(bulk.view_of(each), writer) for each in objs])
     # Behind the others: a block is chosen by the size of the first.
-    place = append(memoryview(data)) if append is not None and len(data) > _LARGE_NBYTES else None
+    place = append(memoryview(data)) if append is not None and len(data) > INLINE_NBYTES else None
     pickled: _Pickle = data if place is None else place
     if bulky:
         return pickled, parts, bulky

@@ -15,7 +15,7 @@ from . import mapped, serialize, warm
 
 TYPE_CHECKING = False  # as of typing: see the package's docstring
 if TYPE_CHECKING:
-    from typing import Any, Generic, TypeAlias, TypeVar
+    from typing import Any, Generic, TypeVar
 
     from .interfaces import Cache, Lease, Received
 
@@ -31,8 +31,6 @@ else:
 
         __class_getitem__ = classmethod(GenericAlias)
 
-
-_Content: TypeAlias = "tuple[bytes | serialize.Part, tuple[Any, ...]]"
 
 #: Blocks of handles: closed when their last user is gone, never used again.
 _store = warm.WarmBlocks(lambda: 0, is_kept_after_fork=True)
@@ -86,17 +84,14 @@ class Shared(Of["T"]):
         writer = _HandleWriter(_store.take(0))
         try:
             try:
-                entry = serialize.encode(obj, writer)
+                #: What tasks get: it refers to the block, and has what is small itself.
+                self._content = serialize.encode(obj, writer, append=writer.store)
             except Exception as error:
                 raise not_picklable(f"the object to share, a {self._name!r} object,", error) from error.__cause__
-            data, rest = serialize.pickle_of(entry), () if isinstance(entry, bytes) else entry[1:]
-            is_large = len(data) > serialize.INLINE_NBYTES
-            #: The pickle or where it stands in the block, and what else its entry has.
-            self._content = (writer.store(memoryview(data)) if is_large else data, rest)
         except BaseException:
             writer.close()
             raise
-        self.nbytes = writer.nbytes + len(data)
+        self.nbytes = writer.nbytes + serialize.pickle_nbytes(self._content)
         self._blocks = writer.blocks  # its own, then those of handles inside the object; empty when closed
         _handles[self._blocks[0].block_id] = self
         self._finalizer = weakref.finalize(self, _abandon, self._blocks)
@@ -218,11 +213,11 @@ def receive_with(received: Received | None, *, in_thread: bool = False) -> None:
         _received = received
 
 
-def _resolve(block_id: int, content: _Content) -> Any:
+def _resolve(block_id: int, content: serialize.Entry) -> Any:
     """The object of a handle, in a worker or in the process that made it."""
     received = _here.received or _received
     if received is not None and received.has_all((block_id,)):
-        mapped.expect_again(serialize.stored_nbytes((b"", *content[1])))
+        mapped.expect_again(serialize.stored_nbytes(content))
         return _load(content, received.lease, received.cache)
     handle = _handles.get(block_id)
     if handle is None:
@@ -230,18 +225,11 @@ def _resolve(block_id: int, content: _Content) -> Any:
     return handle.get()
 
 
-def _load(content: _Content, lease: Lease, cache: Cache | None) -> Any:
-    data, rest = content
-    if not isinstance(data, bytes):
-        offset, nbytes, _, block_id = data
-        view, base = lease(block_id, offset, offset + nbytes)
-        data = bytes(view[offset - base : offset - base + nbytes])
-        del view
-    if rest:  # what it has itself must not be given out twice
-        own = tuple([bytearray(part) if isinstance(part, bytearray) else part for part in rest[0]])
-        rest = (own, *rest[1:])
-    entry: Any = (data, *rest) if rest else data
-    return serialize.decode(entry, lease, cache)
+def _load(content: serialize.Entry, lease: Lease, cache: Cache | None) -> Any:
+    if not isinstance(content, bytes):  # what the entry has itself must not be given out twice
+        own = tuple([bytearray(part) if isinstance(part, bytearray) else part for part in content[1]])
+        content = (content[0], own) if len(content) == 2 else (content[0], own, content[2])
+    return serialize.decode(content, lease, cache)
 
 
 def _lease_own(block_id: int, start: int, stop: int) -> tuple[memoryview, int]:

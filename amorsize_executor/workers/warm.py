@@ -467,7 +467,7 @@ def is_same(a: memoryview, b: memoryview) -> bool:
 
 @functools.cache
 def _memcmp() -> Callable[[int, int, int], int] | None:
-    """That of the C library, which takes half of NumPy's time; None where it is not to be had."""
+    """That of the C library, which needs no memory and is faster than NumPy; None where it is not to be had."""
     import ctypes
 
     try:
@@ -602,10 +602,12 @@ class BlockWriter:
         return part
 
     def append(self, buffer: memoryview) -> tuple[int, int, bool, int] | None:
-        """The same for what was made for this entry, and need not be looked for; None if it should stay there.
+        """The same for a pickle, which need not be looked for; None if it should stay in its entry.
 
-        That is where many tasks wait: each has a block of its own, which is a descriptor.
+        That is if it fits a frame, and where many tasks wait: each has a block of its own, which is a descriptor.
         """
+        if buffer.nbytes < SHARE_NBYTES:
+            return None
         if self._can_wait and self._own is None and (self._store.has_many or self._store.is_full(buffer.nbytes)):
             return None
         return self._append(buffer)

@@ -196,3 +196,10 @@ def test_small_arrays_are_each_tasks_own_too(inline: Any) -> None:
         assert list(executor.map(_add_to_small, [shared] * 8, range(8))) == [10.0] * 8
         shared.get()["small"][:] = 5
         assert shared.get()["small"].sum() == 0
+
+
+@pytest.mark.parametrize("n", [10, 5_000, 100_000])
+def test_what_is_shared_counts_once(n: int) -> None:
+    with Shared(list(range(n))) as shared:
+        assert shared.get() == list(range(n))
+        assert shared.nbytes == pytest.approx(len(pickle.dumps(list(range(n)), 5)), abs=100)

@@ -218,3 +218,14 @@ def test_a_writer_that_was_not_asked_for_its_block_gives_it_back() -> None:
     writer.close()
     assert not pool.is_empty
     pool.forget()
+
+
+def test_a_pickle_goes_into_the_block_of_results_if_it_is_too_large_for_a_frame() -> None:
+    pool = mapped.ResultBlocks()
+    writer = mapped.ResultWriter(pool)
+    assert writer.append(memoryview(bytes(60_000))) is None
+    part = writer.append(memoryview(bytes(70_000)))
+    assert part is not None
+    assert part[1] == writer.nbytes == 70_000
+    writer.close()
+    pool.forget()

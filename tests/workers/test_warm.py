@@ -325,7 +325,7 @@ def encoded(store: WarmBlocks, obj: Any, **how: Any) -> tuple[Any, list[Block]]:
 def test_a_large_pickle_stands_behind_larger_buffers_so_that_their_block_is_used_again(store: WarmBlocks) -> None:
     made = []
     for i in range(3):
-        _, used = encoded(store, [list(range(20_000)), np.full(100 * N, i)])
+        _, used = encoded(store, [list(range(50_000)), np.full(100 * N, i)])
         made += [block.block_id for block in used]
         release(used)
     assert len(set(made)) == 1
@@ -333,7 +333,7 @@ def test_a_large_pickle_stands_behind_larger_buffers_so_that_their_block_is_used
 
 def test_pickles_of_tasks_that_wait_stay_with_them_once_many_blocks_are_in_use() -> None:
     few = WarmBlocks(lambda: 1 << 30, most=4)
-    waiting = [encoded(few, list(range(20_000 + i)), can_wait=True) for i in range(6)]
+    waiting = [encoded(few, list(range(50_000 + i)), can_wait=True) for i in range(6)]
     assert [isinstance(entry, bytes) for entry, _ in waiting] == [False] * 4 + [True] * 2
     for _, used in waiting:
         release(used)
@@ -341,7 +341,7 @@ def test_pickles_of_tasks_that_wait_stay_with_them_once_many_blocks_are_in_use()
 
 
 def test_a_block_that_can_neither_be_found_nor_written_again_is_given_up(store: WarmBlocks) -> None:
-    _, used = encoded(store, list(range(20_000)))
+    _, used = encoded(store, list(range(50_000)))
     used[0].keep()
     release(used)
     assert used[0].is_closed

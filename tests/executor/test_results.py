@@ -1,0 +1,41 @@
+"""What a running map knows of its items."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import pytest
+
+from amorsize_executor.decisions.scaling import Scaling
+from amorsize_executor.results import MapJob
+
+
+def made(n_items: int) -> MapJob:
+    function = cast(Any, None)  # nothing here asks for it
+    return MapJob(
+        1, function, list(range(n_items)), is_star=False, source=None, chunksize=None, is_ordered=True,
+        may_inline=True, constraint="",
+    )  # fmt: skip
+
+
+def note(job: MapJob, n_items: int, elapsed_s: float, at_once: int) -> None:
+    job.note(0, job.started_at, job.started_at + elapsed_s, n_items, elapsed_s, at_once, is_continued=False)
+
+
+def test_what_was_measured_counts_as_it_would_have_taken_alone() -> None:
+    job, scaling = made(100), Scaling()
+    note(job, 4, 0.2, 1)
+    note(job, 6, 0.9, 2)
+    assert job.measured(scaling) == (10, pytest.approx(1.1))
+    scaling.observe(1, 0.1)
+    scaling.observe(2, 0.15)
+    assert job.measured(scaling) == (10, pytest.approx(0.2 + 0.6))
+
+
+def test_the_slowest_of_those_that_ran_alone_is_known_but_not_a_first_call() -> None:
+    job = made(100)
+    note(job, 1, 5.0, 1)
+    note(job, 10, 0.1, 1)
+    note(job, 10, 0.4, 1)
+    note(job, 10, 9.0, 2)
+    assert job.most_alone_s == pytest.approx(0.04)
