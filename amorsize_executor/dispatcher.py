@@ -1051,6 +1051,8 @@ class Dispatcher:
             self.counters.run.observe(elapsed_s / n, n - n_skipped)
             if not has_loaded:
                 self.cost_model.observe(key, n - n_skipped, elapsed_s, cpu_s, at_once=at_once, size=size)
+            if job is not None and size is not None:
+                self.maps.learn_sizes(job)
             if is_first:
                 self._note_load(key, chunk.job_id, now - began - item_s)
             elif is_single:

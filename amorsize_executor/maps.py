@@ -362,7 +362,7 @@ class Maps:
         """Let workers take items of a map."""
         self._engine.ensure_thread()
         self._engine.prepare_start()
-        giants = self._giants(job, n_workers)
+        giants = self._giants(job, n_workers) if not job.is_released else []
         with self._engine.lock:
             job.is_released = True
             is_new = self._engine.cost_model.load_s(job.function.key) is None
@@ -440,10 +440,18 @@ class Maps:
             raise problem
         self._engine.cost_model.observe(function.key, 1, time.perf_counter() - batch.started_at)
 
+    def learn_sizes(self, job: MapJob) -> None:
+        """Items of some size were measured: as soon as that tells what the others take, none of the long comes last."""
+        if job.line is None and job.is_released and job.plan is not None:
+            giants = self._giants(job, job.plan.n_workers or 1)
+            if giants:
+                with self._engine.lock:
+                    self._engine.scheduler.pull_ahead(job.job_id, giants)
+
     def _giants(self, job: MapJob, n_workers: int) -> list[tuple[int, float]]:
-        """Items that will take far longer than others, if their sizes tell that."""
+        """Items that will take longer than others, if their sizes tell that."""
         line = self._engine.cost_model.size_line(job.function.key)
-        if line is None or job.chunksize is not None or job.is_released or job.source is not None:
+        if line is None or job.chunksize is not None or job.source is not None:
             return []
         first, items = job.rest(_MOST_SIZES)
         found = sizes.item_sizes(items) if items else None

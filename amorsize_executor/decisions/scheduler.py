@@ -447,7 +447,7 @@ class Scheduler:
         """Seconds until one more worker begins with items of a map, as far as one can tell.
 
         Of one that starts, or loads the function, what that is expected to take yet; when it takes longer, or nobody
-        knows, as long as it has taken beyond that. None if no worker starts or loads.
+        knows, as long as it has taken beyond that and an item. None if no worker starts or loads.
         """
         job = self._jobs.get(job_id)
         if job is None:
@@ -460,8 +460,9 @@ class Scheduler:
             elif worker.state is State.READY and worker.chunks and job.key not in worker.known:
                 chunk = next(iter(worker.chunks.values()))
                 if chunk.first_of is not None:
-                    expected_s = self._cost_model.load_s(chunk.first_of) or 0.0
-                    found.append(abs(expected_s - (now - chunk.given_at)))
+                    over_s = now - chunk.given_at - (self._cost_model.load_s(chunk.first_of) or 0.0)
+                    item_s = self._cost_model.mean_s(chunk.first_of) or 0.0
+                    found.append(-over_s if over_s < 0 else max(over_s - item_s, 0.0))
         return min(found, default=None)
 
     def know_alike(self, key: Hashable, other: Hashable) -> None:

@@ -1,7 +1,7 @@
 """What can be told of an item's time from its size: its length, its bytes, or a number's value.
 
 Times of chunks are regressed on the sizes of their items, weighted by their number, older ones less. Where that
-explains most of the variance, items that will take far longer than others are known before they run, and go first.
+explains most of the variance, items that will take long are known before they run, and do not come last.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _KEPT = 0.98
 _LEAST_CHUNKS = 6
 _LEAST_EXPLAINED = 0.6
 #: Giants are longer than this many times the mean ...
-_GIANT_TIMES = 3.0
+_GIANT_TIMES = 1.25
 #: ... and than this part of what each worker has to do in all: shorter ones even out by themselves.
 _GIANT_SHARE = 1 / 40
 #: So many giants at most.
@@ -77,7 +77,7 @@ class SizeFit:
 
 
 def giants(sizes: Sequence[float], line: tuple[float, float], n_workers: int) -> list[tuple[int, float]]:
-    """Items that must not come last: (index, expected seconds) of those much longer than the others, the longest first.
+    """Items that must not come last: (index, expected seconds) of those longer than the others, the longest first.
 
     Parameters
     ----------

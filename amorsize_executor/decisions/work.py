@@ -20,6 +20,8 @@ _GROUP_S = 1e-3
 _GROUP_TASKS = 256
 #: A chunk is overdue when it takes three times as long as expected, and this much more, in seconds.
 OVERDUE_S = 5e-3
+#: A giant begins when each worker has this many times its length to do.
+_GIANT_LEAD = 2.0
 #: Items of a chunk at most; a claim file has no more tickets.
 _MOST_ITEMS = 1 << 20
 
@@ -197,13 +199,27 @@ class MapWork:
         return [*(i for i, _ in self.giants), *self.returned, *rest]
 
     def pull_ahead(self, giants: Sequence[tuple[int, float]]) -> None:
-        """Give these items (index, expected seconds) out first, one by one; those given out already stay so."""
+        """Give these items (index, expected seconds) out in time, one by one; those given out already stay so."""
         if self.giants or self.passed:
             return  # once is enough
         kept = [pair for pair in giants if self.next <= pair[0] < self.n_items]
         self.giants.extend(sorted(kept, key=lambda pair: -pair[1]))
         self.passed.extend(sorted(i for i, _ in kept))
         self._step_over()
+
+    def _is_giant_due(self, mean_s: float | None, n_workers: int) -> bool:
+        """Whether the longest giant must begin, lest the others be done long before it.
+
+        Longest first makes the last to end early (Graham, "Bounds on multiprocessing timing anomalies", 1969); not
+        before it has to, since results are handed out in order.
+        """
+        if not self.giants:
+            return False
+        others = self.n_waiting - len(self.giants)
+        if not others:
+            return True
+        waiting_s = sum([s for _, s in self.giants]) + others * (mean_s or 0.0)
+        return waiting_s <= _GIANT_LEAD * n_workers * self.giants[0][1]
 
     def _step_over(self) -> None:
         while self.passed and self.passed[0] == self.next:
@@ -252,10 +268,10 @@ class MapWork:
         is_calm
             Whether the worker has nothing to do; else the chunk waits behind another one.
         """
-        if self.giants and is_calm:
+        mean_s, variation = model.next_items(self.key, is_confirmed=self.growth > 0)
+        if self._is_giant_due(mean_s, n_workers) and (is_calm or self.n_waiting > n_workers):
             index, expected_s = self.giants.popleft()
             return [index], expected_s
-        mean_s, variation = model.next_items(self.key, is_confirmed=self.growth > 0)
         if not is_calm and (mean_s is None or self.n_waiting <= n_workers):
             return (), None  # the tail: whoever is free first takes it
         if self.chunksize is not None:

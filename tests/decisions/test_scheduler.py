@@ -699,6 +699,21 @@ def test_giants_go_first_and_alone() -> None:
     assert pool.runs == Counter({(1, i): 1 for i in range(100)})
 
 
+def test_long_items_wait_until_they_have_to_begin() -> None:
+    pool = FakePool(2, cost_model=known(0.1))
+    pool.start(2)
+    pool.scheduler.add_map(1, "f", 100)
+    pool.scheduler.pull_ahead(1, [(98, 0.9), (99, 1.0)])
+    pool.do(pool.scheduler.release_map(1, 2, pool.now))
+    pool.run_until_quiet()
+    order = [i for action in pool.sent for i in action.chunk.items]
+    assert order[0] == 0
+    assert order.index(99) < order.index(98) < order.index(97)
+    # Each worker had twice as long to do as the longest takes, or a chunk more.
+    assert order.index(99) >= 40
+    assert pool.runs == Counter({(1, i): 1 for i in range(100)})
+
+
 # ---------------------------------------------------------------------- terms
 
 
@@ -916,6 +931,8 @@ def test_the_caller_takes_what_a_worker_that_loads_has_not_begun() -> None:
     pool.map(1, 1, n_workers=1)
     (worker,) = pool.busy()
     assert pool.scheduler.until_help_s(1, pool.now + 4.0) == pytest.approx(6.0)
+    assert pool.scheduler.until_help_s(1, pool.now + 10.005) == 0.0  # it runs its first item
+    assert pool.scheduler.until_help_s(1, pool.now + 12.0) == pytest.approx(2.0 - 0.01)
     (action,) = pool.scheduler.take_for_caller(1, pool.now)
     assert isinstance(action, TakeBack)
     chunk_id = action.chunk.chunk_id

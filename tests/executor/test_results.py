@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import threading
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
+from amorsize_executor.decisions.cost_model import CostModel
 from amorsize_executor.decisions.scaling import Scaling
+from amorsize_executor.maps import Maps
 from amorsize_executor.results import MapJob
 
 
@@ -39,3 +43,21 @@ def test_the_slowest_of_those_that_ran_alone_is_known_but_not_a_first_call() -> 
     note(job, 10, 0.4, 1)
     note(job, 10, 9.0, 2)
     assert job.most_alone_s == pytest.approx(0.04)
+
+
+def test_as_soon_as_sizes_tell_how_long_items_take_the_long_ones_go_first() -> None:
+    pulled: list[Any] = []
+    scheduler = SimpleNamespace(pull_ahead=lambda job_id, giants: pulled.append((job_id, [i for i, _ in giants])))
+    model = CostModel()
+    maps = Maps(cast(Any, SimpleNamespace(cost_model=model, scheduler=scheduler, lock=threading.Lock())))
+    job = made(30)  # the items are their own sizes
+    job.function, job.is_released = cast(Any, SimpleNamespace(key="f")), True
+    job.plan = cast(Any, SimpleNamespace(n_workers=2))
+    for i in range(1, 6):
+        model.observe("f", 1, 0.01 * i, size=i)
+        maps.learn_sizes(job)
+    assert pulled == []
+    model.observe("f", 1, 0.06, size=6)
+    maps.learn_sizes(job)
+    maps.learn_sizes(job)
+    assert pulled == [(1, list(range(29, 18, -1)))]

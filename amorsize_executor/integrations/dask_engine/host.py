@@ -42,16 +42,22 @@ POLL_S = 10.0
 _WATCH_S = 0.2
 #: ... and after so long without a poll, in seconds, the workers leave.
 _LEASE_S = 60.0
+#: A worker waits this long for its host, which the scheduler has run before it, in seconds.
+_HOST_S = 10.0
 #: Messages of a host, beside those of workers.
 GONE, LEAVING = -1, -2
 
 #: Hosts in this process, by executor and Dask worker.
 _hosts: dict[tuple[str, str], Host] = {}
+_has_host = threading.Condition()  # guards them
 
 
 def serve(token: str, worker_id: int) -> None:
     """Be a worker of an executor until it is told to leave; a Dask task."""
-    host = _hosts.get((token, get_worker().address))
+    key = token, get_worker().address
+    with _has_host:  # which may be made in another thread just now
+        _has_host.wait_for(lambda: key in _hosts, _HOST_S)
+        host = _hosts.get(key)
     if host is not None:  # else the executor has left this Dask worker
         host.serve(worker_id)
 
@@ -136,7 +142,9 @@ class Host:
         self._unpolled_s = 0.0
         self._is_leaving = False
         self._is_closed = False
-        _hosts[token, self._dask_worker.address] = self
+        with _has_host:
+            _hosts[token, self._dask_worker.address] = self
+            _has_host.notify_all()
         self._loop.call_soon_threadsafe(self._watch)
 
     # ------------------------------------------------------------------ called by the executor, in the event loop

@@ -30,6 +30,7 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from distributed import Client, Future
+from distributed.comm import get_address_host
 
 from ...workers import blocks, protocol
 from ...workers.channel import LOST, Frame, FrameReader
@@ -73,8 +74,6 @@ class _Link:
         self.about: dict[str, Any] = {}
         self.tasks: list[asyncio.Task[None]] = []
         self.has_commands = asyncio.Event()
-        self.is_connecting = False
-        self.is_ready = False
         self.is_leaving = False
         self.is_lost = False
         self.commands: deque[tuple[Any, ...]] = deque()
@@ -397,41 +396,46 @@ class DaskPool:
         self._links.clear()
         self._unplaced.clear()
 
-    async def _connect(self, link: _Link) -> None:
-        """Have an actor in a Dask worker."""
+    def _connect(self, link: _Link) -> None:
+        """Have an actor made in a Dask worker."""
         self._n_actors += 1
+        link.actor_future = self._client.submit(
+            host.Host,
+            self._token,
+            self._init,
+            actor=True,
+            pure=False,
+            workers=[link.address],
+            key=f"amorsize-host-{self._token}-{self._n_actors}",
+            priority=_ACTOR_PRIORITY,
+        )
+        self._spawn(self._meet(link, link.actor_future))
+
+    async def _meet(self, link: _Link, actor_future: Future) -> None:
+        """Talk with an actor as soon as it is made."""
         try:
-            link.actor_future = self._client.submit(
-                host.Host,
-                self._token,
-                self._init,
-                actor=True,
-                pure=False,
-                workers=[link.address],
-                key=f"amorsize-host-{self._token}-{self._n_actors}",
-                priority=_ACTOR_PRIORITY,
-            )
-            link.actor = await link.actor_future
-            link.about = await link.actor.describe()
+            link.actor = await actor_future
         except Exception as error:
-            link.is_connecting = False
             if not link.is_lost:
                 self._refuse(link, error)
             return
-        link.is_connecting = False
         if link.is_lost or self._is_closed:
             await self._let_go(link)
             return
-        link.is_ready = True
-        link.tasks = [self._spawn(self._send(link)), self._spawn(self._poll(link))]
-        self._place()
+        link.tasks = [self._spawn(go_on(link)) for go_on in (self._ask, self._send, self._poll)]
 
     def _refuse(self, link: _Link, error: Exception) -> None:
         """A Dask worker cannot have workers of ours: perhaps this package is not installed there."""
-        worker_id = next(iter(self._unplaced), None)
-        if worker_id is not None:
-            del self._unplaced[worker_id]
+        self._part_with(link)
+        for worker_id in link.workers:
             self._inbox.put(("ended", worker_id, error))
+
+    async def _ask(self, link: _Link) -> None:
+        """Know where a Dask worker is."""
+        try:
+            link.about = await link.actor.describe()
+        except Exception as error:
+            await self._lose(link, f"{type(error).__name__}: {error}")
 
     async def _send(self, link: _Link) -> None:
         """Send a Dask worker what is for it."""
@@ -489,10 +493,9 @@ class DaskPool:
         """A Dask worker is gone, or cannot be reached."""
         if link.is_lost:
             return
-        link.is_lost = True
-        self._links.pop(link.address, None)
-        self._cancel_tasks(link)
-        self._drop_commands(link)
+        self._part_with(link)
+        if link.actor is None:  # no worker has begun there
+            self._place_again(link)
         await self._release_actor(link)
         reports: dict[int, bytes] = {}
         if link.workers:
@@ -502,6 +505,22 @@ class DaskPool:
         fault = f"the Dask worker {link.address} was lost: {reason}"
         self._inbox.put(("lost", link, tuple(link.workers), reports, fault))
         self._look.set()
+
+    def _part_with(self, link: _Link) -> None:
+        link.is_lost = True
+        self._links.pop(link.address, None)
+        self._cancel_tasks(link)
+        self._drop_commands(link)
+
+    def _place_again(self, link: _Link) -> None:
+        """The workers that a Dask worker was to have go elsewhere."""
+        for worker_id in link.workers:
+            remote = self._remotes.get(worker_id)
+            if remote is not None:  # else it was ended
+                remote.link = None
+                self._release(remote)
+                self._unplaced[worker_id] = remote
+        link.workers.clear()
 
     def _cancel_tasks(self, link: _Link) -> None:
         for task in link.tasks:
@@ -535,10 +554,11 @@ class DaskPool:
             found = host.read_reports(paths)
             if found:
                 return found
-        for other in self._links.values():
-            if other.is_ready and other.about["host"] == link.about["host"]:
-                answers = await self._client.run(host.read_reports, paths, workers=[other.address])
-                reports: dict[int, bytes] = answers[other.address]
+        machine = get_address_host(link.address)
+        for address in self._links:
+            if get_address_host(address) == machine:
+                answers = await self._client.run(host.read_reports, paths, workers=[address])
+                reports: dict[int, bytes] = answers[address]
                 return reports
         return {}
 
@@ -552,13 +572,13 @@ class DaskPool:
             self._unused_since = now
         elif now - self._unused_since > _UNUSED_S:
             for link in self._links.values():
-                if link.is_ready:
+                if link.actor is not None:
                     self._spawn(self._disconnect(link))
 
     async def _disconnect(self, link: _Link) -> None:
         """Give up an actor; another one may come."""
         self._links[link.address] = _Link(link.address, link.n_threads)
-        link.is_ready, link.is_lost = False, True
+        link.is_lost = True
         self._cancel_tasks(link)
         self._drop_commands(link)
         await self._let_go(link)
@@ -579,7 +599,7 @@ class DaskPool:
         self._look.set()
         if self._asking is not None:
             self._asking.release()
-        await asyncio.gather(*[self._disconnect(link) for link in list(self._links.values()) if link.is_ready])
+        await asyncio.gather(*[self._disconnect(link) for link in list(self._links.values()) if link.actor is not None])
 
     # ------------------------------------------------------------------ event loop: workers
 
@@ -591,15 +611,13 @@ class DaskPool:
         """Give workers to Dask workers that have threads for them."""
         if not self._unplaced:
             return
-        for link in self._links.values():
-            if not link.is_ready and not link.is_connecting and not link.is_leaving and link.n_free > 0:
-                link.is_connecting = True
-                self._spawn(self._connect(link))
         for remote in list(self._unplaced.values()):
-            free = [k for k in self._links.values() if k.is_ready and not k.is_leaving and k.n_free > 0]
+            free = [k for k in self._links.values() if not k.is_leaving and k.n_free > 0]
             if not free:
                 break
-            link = max(free, key=lambda k: k.n_free)
+            link = max(free, key=lambda k: (k.n_free, k.actor_future is not None))
+            if link.actor_future is None:
+                self._connect(link)
             del self._unplaced[remote.worker_id]
             link.workers.add(remote.worker_id)
             remote.link = link
@@ -612,7 +630,7 @@ class DaskPool:
                 key=f"amorsize-worker-{self._token}-{remote.worker_id}",
             )
             self._spawn(self._watch(remote))
-        if self._unplaced and self._asking is None and not any(k.is_connecting for k in self._links.values()):
+        if self._unplaced and self._asking is None:
             self._spawn(self._ask_for_room())
 
     async def _ask_for_room(self) -> None:
@@ -625,13 +643,13 @@ class DaskPool:
 
     async def _watch(self, remote: _Remote) -> None:
         """Hear of a worker's Dask task that fails."""
-        future = remote.future
+        future, link = remote.future, remote.link
         assert future is not None
+        assert link is not None
         try:
             await future
         except Exception as error:
-            link = remote.link
-            if link is not None and not link.is_lost:
+            if not link.is_lost:
                 self._inbox.put(("ended", remote.worker_id, error))
 
     def _free(self, remote: _Remote) -> None:
@@ -639,9 +657,13 @@ class DaskPool:
         self._unplaced.pop(remote.worker_id, None)
         if remote.link is not None:
             remote.link.workers.discard(remote.worker_id)
+        self._release(remote)
+        self._place()
+
+    def _release(self, remote: _Remote) -> None:
         if remote.future is not None:
             remote.future.release()
-        self._place()
+            remote.future = None
 
 
 def _array(fd: int, start: int, stop: int) -> Any:
