@@ -16,7 +16,7 @@ from benchmarks._measure import fresh_interpreter
 from benchmarks._pattern_list import BY_NAME, MapAll
 from benchmarks._regret_contenders import Contender, Forecast, load, open_pool
 
-WARM_RUNS, WARM_S = 3, 4.0
+WARM_RUNS, WARM_S = 7, 4.0
 """Timed runs after the first one at most, and the time after which no other is begun, in seconds."""
 LIMIT_S = 240.0
 CODE = "import sys; from benchmarks._pattern_probe import main; main(sys.argv[1])"
@@ -34,8 +34,10 @@ class Sample:
     ----------
     cold_s
         Opening a pool and the first run, in seconds; closing the pool is not counted.
+    second_s
+        The second run, in seconds.
     warm_s
-        Median of the next runs, in seconds.
+        Median of all runs but the first, in seconds.
     digest
         Numbers that stand for the results.
     forecasts
@@ -43,6 +45,7 @@ class Sample:
     """
 
     cold_s: float
+    second_s: float
     warm_s: float
     digest: list[float]
     forecasts: list[Forecast]
@@ -59,7 +62,11 @@ def measure(pattern: str, contender: Contender, warm_runs: int = WARM_RUNS) -> S
     order = {"pattern": pattern, "warm_runs": warm_runs, **asdict(contender)}
     found = json.loads(fresh_interpreter("-c", CODE, json.dumps(order), limit_s=LIMIT_S))
     return Sample(
-        found["cold_s"], found["warm_s"], found["digest"], [Forecast(**forecast) for forecast in found["forecasts"]]
+        found["cold_s"],
+        found["second_s"],
+        found["warm_s"],
+        found["digest"],
+        [Forecast(**forecast) for forecast in found["forecasts"]],
     )
 
 
@@ -91,7 +98,7 @@ def _sample(program: Callable[[MapAll], Any], contender: Contender, warm_runs: i
             started = perf_counter()
             found = program(map_all)
             warm_s.append(perf_counter() - started)
-    return Sample(cold_s, median(warm_s), list(_numbers(found)), forecasts)
+    return Sample(cold_s, warm_s[0], median(warm_s), list(_numbers(found)), forecasts)
 
 
 def _numbers(found: Any) -> Iterable[float]:
