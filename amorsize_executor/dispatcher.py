@@ -206,7 +206,7 @@ class Dispatcher:
         self._end_signal = signal.SIGKILL  # for workers that end before their work is done
         self.is_foreign = False  # in the child of a fork: belongs to the parent
         self.n_cpus = settings.n_cpus
-        self.samples_in_workers = settings.engine is not None
+        self.is_cluster = settings.engine is not None
         self.carry_s_a_byte = planner.CARRY_S_A_BYTE
         if settings.engine is not None:
             self.carry_s_a_byte = max(settings.engine.carry_s_a_byte, self.carry_s_a_byte)

@@ -68,9 +68,9 @@ class Engine(Protocol):
     is_watching: bool
     #: Seconds that a byte of a large item takes on its way to a worker, before that was measured.
     carry_s_a_byte: float
-    #: Whether a function that nothing is known about begins in workers even where its caller could run it: they are
-    #: quick to start, but not beside a caller that computes.
-    samples_in_workers: bool
+    #: Whether workers are those of a cluster: they are quick to start, but not beside a caller that computes. So a
+    #: function that nothing is known about begins there, and the caller leaves long items to them.
+    is_cluster: bool
 
     def register(self, fn: Callable[..., Any]) -> Function:
         """A function's entry, with what is known about it recalled."""
@@ -330,7 +330,7 @@ class Maps:
         expected = waiting if job.plan is not None else job.n_items
         if job.source is not None:  # nobody knows how many will come: as many as have come is the best guess
             expected += job.n_out
-        is_sampled_there = cost is None and self._engine.samples_in_workers and not job.n_inline
+        is_sampled_there = cost is None and self._engine.is_cluster and not job.n_inline
         plan = planner.plan_map(
             job.function.name,
             expected,
@@ -366,7 +366,7 @@ class Maps:
         with self._engine.lock:
             job.is_released = True
             is_new = self._engine.cost_model.load_s(job.function.key) is None
-            if is_new and job.may_inline and job.n_workers is None and not self._engine.samples_in_workers:
+            if is_new and job.may_inline and job.n_workers is None and not self._engine.is_cluster:
                 # Nobody knows what workers take to load it: beside the caller, one finds out first.
                 job.n_staged, n_workers = n_workers, max(min(n_workers, self._engine.pool_state().n_cpus - 1), 1)
             is_trial = n_workers < job.n_staged
@@ -409,7 +409,7 @@ class Maps:
             begun = time.perf_counter()
             n = 0
             while n < len(items) and not planner.is_sampled(n, time.perf_counter() - begun):
-                if constraint or self._engine.samples_in_workers:
+                if constraint or self._engine.is_cluster:
                     self._engine.run_in_worker(fn, items[n])
                 else:
                     self._sample(function, items[n], n)
@@ -664,13 +664,16 @@ class Maps:
         cost = self._engine.cost_model.lookup(job.function.key, in_map=True)
         if cost is not None and job.line is not None:  # the giants were first: they tell little of the others
             cost = cost._replace(mean_s=job.expected_s(scheduler.next_item(job.job_id), cost.mean_s))
-        key = job.function.key
+        key, until_help_s = job.function.key, scheduler.until_help_s(job.job_id, time.perf_counter())
+        if self._engine.is_cluster and scheduler.n_ready and cost is not None and cost.mean_s > planner.INLINE_ITEM_S:
+            # All that workers are sent and send would wait for an item here that holds the interpreter lock.
+            return cost.mean_s <= (until_help_s or 0.0)
         return planner.inline_pays(
             scheduler.n_waiting(job.job_id) or 1,
             cost,
             min(plan.n_workers or 1, scheduler.worker_limit),
             self._engine.pool_state()._replace(n_ready=scheduler.n_knowing(key)),
-            scheduler.until_help_s(job.job_id, time.perf_counter()),
+            until_help_s,
         )
 
     def abandon(self, job: MapJob) -> None:

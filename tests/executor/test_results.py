@@ -9,6 +9,7 @@ from typing import Any, cast
 import pytest
 
 from amorsize_executor.decisions.cost_model import CostModel
+from amorsize_executor.decisions.planner import PoolState
 from amorsize_executor.decisions.scaling import Scaling
 from amorsize_executor.maps import Maps
 from amorsize_executor.results import MapJob
@@ -61,3 +62,32 @@ def test_as_soon_as_sizes_tell_how_long_items_take_the_long_ones_go_first() -> N
     maps.learn_sizes(job)
     maps.learn_sizes(job)
     assert pulled == [(1, list(range(29, 18, -1)))]
+
+
+@pytest.mark.parametrize(
+    ("item_s", "n_ready", "until_help_s", "helps"),
+    [
+        (0.02, 2, None, False),
+        (0.02, 1, 0.01, False),  # the other worker begins before the item would end
+        (0.02, 1, 5.0, True),
+        (0.001, 1, None, True),
+    ],
+)
+def test_the_caller_leaves_long_items_to_a_cluster(
+    item_s: float, n_ready: int, until_help_s: float | None, helps: bool
+) -> None:
+    scheduler = SimpleNamespace(
+        n_ready=n_ready,
+        worker_limit=8,
+        n_waiting=lambda job_id: 20,
+        n_knowing=lambda key: 1,
+        until_help_s=lambda job_id, now: until_help_s,
+    )
+    model = CostModel()
+    model.observe("f", 10, 10 * item_s)
+    pool = PoolState(n_ready, 8, 8, 0.02)
+    engine = SimpleNamespace(cost_model=model, scheduler=scheduler, pool_state=lambda: pool, is_cluster=True)
+    maps = Maps(cast(Any, engine))
+    job = made(30)
+    job.function, job.plan = cast(Any, SimpleNamespace(key="f")), cast(Any, SimpleNamespace(n_workers=2))
+    assert maps._may_help(job) is helps
