@@ -17,6 +17,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ distributed = pytest.importorskip("distributed")
 from distributed import Client, LocalCluster, get_worker  # noqa: E402
 
 from amorsize_executor import AmorsizeExecutor, CostModel, WorkerDied  # noqa: E402
+from amorsize_executor.integrations.dask_engine.pool import DaskPool  # noqa: E402
 
 pytestmark = [
     # Dask's own, when workers are killed or clusters closed.
@@ -345,6 +347,24 @@ def test_killing_workers_breaks_the_executor_and_nothing_else(client: Client) ->
             future.result(timeout=10)
     executor.shutdown()
     assert client.submit(square, 4, pure=False).result(timeout=10) == 16
+
+
+def test_a_worker_without_a_host_breaks_the_executor(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wait_for_hosts(most_s: float) -> float:
+        from amorsize_executor.integrations.dask_engine import host
+
+        host._HOST_S, before_s = most_s, host._HOST_S
+        return before_s
+
+    before_s = next(iter(client.run(wait_for_hosts, 0.01).values()))
+    monkeypatch.setattr(DaskPool, "_connect", lambda pool, link: setattr(link, "actor_future", object()))
+    try:
+        with AmorsizeExecutor(engine=client, inline="never") as executor:
+            error = executor.submit(abs, -1).exception(timeout=30)
+        assert isinstance(error, BrokenProcessPool)
+        assert "has made no host" in f"{error} {error.__cause__!r}"
+    finally:
+        client.run(wait_for_hosts, before_s)
 
 
 def test_cancelled_tasks_do_not_run(executor: AmorsizeExecutor) -> None:

@@ -52,14 +52,16 @@ _hosts: dict[tuple[str, str], Host] = {}
 _has_host = threading.Condition()  # guards them
 
 
-def serve(token: str, worker_id: int) -> None:
-    """Be a worker of an executor until it is told to leave; a Dask task."""
+def serve(token: str, worker_id: int) -> bool:
+    """Be a worker of an executor until it is told to leave; a Dask task. False if there is no host for it."""
     key = token, get_worker().address
     with _has_host:  # which may be made in another thread just now
         _has_host.wait_for(lambda: key in _hosts, _HOST_S)
         host = _hosts.get(key)
-    if host is not None:  # else the executor has left this Dask worker
-        host.serve(worker_id)
+    if host is None:  # the executor has left this Dask worker, or its host was not made
+        return False
+    host.serve(worker_id)
+    return True
 
 
 def make_room() -> None:

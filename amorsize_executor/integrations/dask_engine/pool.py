@@ -642,12 +642,13 @@ class DaskPool:
         self._look.set()
 
     async def _watch(self, remote: _Remote) -> None:
-        """Hear of a worker's Dask task that fails."""
+        """Hear of a worker's Dask task that fails, or finds no host."""
         future, link = remote.future, remote.link
         assert future is not None
         assert link is not None
         try:
-            await future
+            if not await future:
+                raise RuntimeError(f"the Dask worker {link.address} has made no host for workers of this executor")
         except Exception as error:
             if not link.is_lost:
                 self._inbox.put(("ended", remote.worker_id, error))
