@@ -31,8 +31,10 @@ from .plan import Cost, Plan
 OVERHEAD_SHARE = 0.02
 #: A chunk is at most one part in so many of what is left for each worker.
 LEAST_FACTOR = 1.5
-#: No chunk is planned longer than this, in seconds, so that drift is followed and results flow.
+#: No chunk is planned longer than this, in seconds, so that drift is followed and results flow ...
 MAX_CHUNK_S = 0.1
+#: ... but where chunks cost much (on a cluster), until the overhead of one is this share of its time.
+_LEAST_OVERHEAD_SHARE = 0.01
 #: Chunks of a function in a map that gave no result yet are at most this long by prediction, in seconds ...
 FIRST_CHUNK_S = 0.01
 #: ... and grow at most by this factor from one result to the next.
@@ -153,7 +155,7 @@ def parallel_cost(n_items: int, cost: FunctionCost, n_workers: int, pool: PoolSt
     compute_s = n_items * t_at_once / at_once
     there_s = cost.carry_s if cost.return_s is None else cost.return_s
     pickling_s = max(left * (cost.carry_s + there_s) / at_once, left * cost.carry_s - left * t_at_once / at_once)
-    chunk = chunk_size(max(int(left), 1), n_workers, t, known=True)
+    chunk = chunk_size(max(int(left), 1), n_workers, t, known=True, overhead_s=pool.chunk_overhead_s)
     chunks = max(left / chunk, 1.0) if left else 0.0
     dispatch_s = (chunks / n_workers + 1) * pool.chunk_overhead_s if left else 0.0
     spread = min(cost.std_s / t, 2.0) if t > 0 else 0.0
@@ -232,7 +234,14 @@ def plan_map(
             constraint = "items of an earlier map were so fast in the caller that this is tried once"
         if is_trial or serial.total_s - best.total_s < least_gain_s:
             best = serial
-    first = chunksize or chunk_size(n_items, max(best.n_workers, 1), cost.mean_s, known=False, nbytes=cost.nbytes)
+    first = chunksize or chunk_size(
+        n_items,
+        max(best.n_workers, 1),
+        cost.mean_s,
+        known=False,
+        nbytes=cost.nbytes,
+        overhead_s=pool.chunk_overhead_s,
+    )
     return Plan(
         function,
         n_items,
@@ -295,6 +304,7 @@ def chunk_size(
     variation: float = 1.0,
     nbytes: float = 0.0,
     limit: int | None = None,
+    overhead_s: float = CostModel.CHUNK_OVERHEAD_S,
 ) -> int:
     """Items for the next chunk of a map (factoring).
 
@@ -315,6 +325,8 @@ def chunk_size(
     limit
         Upper bound from what this map has seen so far (growth is bounded, so a cheap first item cannot pull
         thousands of expensive ones into one chunk).
+    overhead_s
+        What a chunk costs beyond its items, in seconds.
 
     Notes
     -----
@@ -326,12 +338,13 @@ def chunk_size(
         return 1
     if item_s <= 0:
         item_s = 1e-9
-    least = math.ceil(CostModel.CHUNK_OVERHEAD_S / OVERHEAD_SHARE / item_s)
+    least = math.ceil(overhead_s / OVERHEAD_SHARE / item_s)
     b = 0.5 * n_workers * variation / math.sqrt(remaining)
     factor = max(1 + b * b + b * math.sqrt(b * b + 2), LEAST_FACTOR)
     share = math.ceil(remaining / (factor * n_workers))
     size = max(share, min(least, -(-remaining // n_workers)))
-    size = min(size, max(int((MAX_CHUNK_S if known else FIRST_CHUNK_S) / item_s), 1))
+    longest_s = max(MAX_CHUNK_S, overhead_s / _LEAST_OVERHEAD_SHARE) if known else FIRST_CHUNK_S
+    size = min(size, max(int(longest_s / item_s), 1))
     if nbytes >= 1:
         size = min(size, max(int(MAX_CHUNK_NBYTES / nbytes), 1))
     if limit is not None:

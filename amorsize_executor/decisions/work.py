@@ -285,6 +285,7 @@ class MapWork:
                 variation=variation,
                 nbytes=self.nbytes,
                 limit=max(self.growth, 1) * planner.CHUNK_GROWTH if self.growth else None,
+                overhead_s=model.chunk_overhead_s,
             )
         size = min(size, _MOST_ITEMS, _MOST_ITEMS if most is None else most)
         items: Sequence[int]

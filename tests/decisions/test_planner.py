@@ -137,6 +137,12 @@ def test_no_chunk_is_longer_than_a_wrong_estimate_may_go_unnoticed() -> None:
     assert chunk_size(10**9, 1, 1e-3, known=True) * 1e-3 <= planner.MAX_CHUNK_S
 
 
+def test_chunks_grow_with_what_one_costs_beyond_its_items():
+    size = chunk_size(100, 2, 0.05, known=True, variation=0.0, overhead_s=4e-3)
+    assert size * 0.05 > planner.MAX_CHUNK_S
+    assert 0.005 < 4e-3 / (size * 0.05) < planner.OVERHEAD_SHARE
+
+
 def test_chunks_are_short_until_the_map_confirms_the_estimate() -> None:
     assert chunk_size(10**9, 1, 1e-3, known=False) * 1e-3 <= planner.FIRST_CHUNK_S
 
