@@ -227,7 +227,7 @@ class CostModel:
                 n_items=found.n_items,
                 scaling=found.scaling,
                 try_alone_s=found.alone_s,
-                return_s=found.return_s if found.returned else None,
+                return_s=max(found.return_s, 0.0) if found.returned else None,
             )
 
     def mean_s(self, key: Hashable) -> float | None:
@@ -389,9 +389,10 @@ class CostModel:
         n_items
             Items whose results came together.
         beyond_s
-            The time for all of them, in seconds. Averaged over items like their times.
+            The time for all of them, in seconds. Averaged over items like their times; it may be negative, when the
+            results before them came late.
         """
-        x = max(beyond_s, 0.0) / n_items
+        x = beyond_s / n_items
         with self._lock:
             f = self._entry(key)
             a = n_items / (f.returned + n_items)

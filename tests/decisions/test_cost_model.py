@@ -175,6 +175,15 @@ def test_what_workers_take_beyond_their_items_is_unknown_until_it_was_measured(m
     assert 0 < found.return_s <= 5e-3
 
 
+def test_results_that_come_late_and_the_next_ones_soon_after_take_no_time(model: CostModel) -> None:
+    for _ in range(20):
+        model.observe_return("f", 1, 0.02)  # held up on their way
+        model.observe_return("f", 1, -0.03)
+    found = model.lookup("f")
+    assert found is not None
+    assert found.return_s == 0.0
+
+
 def test_cpu_time_of_several_cpus_counts_and_a_little_more_than_one_is_noise(model: CostModel) -> None:
     model.observe("f", 1, 1.0, 1.9)
     model.observe("g", 1, 1.0, 1.1)
