@@ -176,6 +176,7 @@ def test_what_workers_take_beyond_their_items_is_unknown_until_it_was_measured(m
 
 
 def test_results_that_come_late_and_the_next_ones_soon_after_take_no_time(model: CostModel) -> None:
+    model.observe("f", 1, 0.05)
     for _ in range(20):
         model.observe_return("f", 1, 0.02)  # held up on their way
         model.observe_return("f", 1, -0.03)
