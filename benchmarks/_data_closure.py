@@ -1,7 +1,7 @@
 """What it costs to call a function that carries a fitted model, again and again.
 
-``python -m benchmarks._data_closure HOW CALLS`` prints what it measured as JSON; HOW: "closure", "share()", "standard,
-fork" or "loky".
+``python -m benchmarks._data_closure HOW CALLS`` prints what it measured as JSON; HOW: "closure", "share()",
+"resource", "standard, fork" or "loky".
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+OURS = ("closure", "share()", "resource")
 BATCH = 8
 FEATURES = 100
 MIB = 1 << 20
@@ -75,7 +76,7 @@ class Shipped:
 @contextlib.contextmanager
 def opened(how: str) -> Iterator[Any]:
     """An executor whose `submit` is measured."""
-    if how in ("closure", "share()"):
+    if how in OURS:
         from amorsize_executor import AmorsizeExecutor
 
         with AmorsizeExecutor() as executor:
@@ -98,6 +99,11 @@ class Bound:
         return self.model.predict(x)
 
 
+def same(obj: Any) -> Any:
+    """Return the object."""
+    return obj
+
+
 def measure(how: str, kind: str, n_calls: int) -> dict[str, Any]:
     """Call a model in this process and in a worker."""
     import pickle
@@ -111,15 +117,19 @@ def measure(how: str, kind: str, n_calls: int) -> dict[str, Any]:
         model.predict(batch)
         local.append(perf_counter() - started)
     shipped = Shipped()
-    if how in ("closure", "share()"):
+    if how in OURS:
         shipped.count()
     times, sent = [], []
     with opened(how) as executor, contextlib.ExitStack() as handles:
-        carried = handles.enter_context(executor.share(model)) if how == "share()" else model
+        carried = model
+        if how == "share()":
+            carried = handles.enter_context(executor.share(model))
+        elif how == "resource":
+            carried = handles.enter_context(executor.resource(same, model))
         for batch in batches:
             before = shipped.nbytes
             started = perf_counter()
-            if how in ("closure", "share()"):
+            if how in OURS:
                 result = executor.submit(lambda x: carried.predict(x), batch).result()
             else:
                 result = executor.submit(Bound(carried), batch).result()

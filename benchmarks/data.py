@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import _data_soak
+from benchmarks._data_closure import OURS as OURS_CARRYING
 from benchmarks._data_patterns import (
     CONTENDERS,
     FORK,
@@ -59,7 +60,7 @@ HEADER = ("contender", "first", "later", "of serial", "peak memory / data")
 VERDICT_HEADER = ("measure", "value", "target", "reached")
 #: The slowest of them would take minutes with a gigabyte.
 SKIPPED = {("shared 1 GB", FORK), ("shared 1 GB", LOKY)}
-CLOSURES = ("closure", "share()", FORK, LOKY)
+CLOSURES = (*OURS_CARRYING, FORK, LOKY)
 
 
 class Verdicts:
@@ -148,7 +149,7 @@ def closure(kind: str, n_calls: int, verdicts: Verdicts) -> Table:
     for how in CLOSURES:
         print(f"closure over a {kind}: {how}", file=sys.stderr)
         # The peers ship the model with each call.
-        calls = n_calls if how in ("closure", "share()") else max(n_calls // 10, 5)
+        calls = n_calls if how in OURS_CARRYING else max(n_calls // 10, 5)
         found = json.loads(fresh_interpreter("-m", "benchmarks._data_closure", how, kind, str(calls)).splitlines()[-1])
         over_s = found["call_s"] - found["compute_s"]
         mib = found["nbytes"] / MIB
@@ -157,7 +158,7 @@ def closure(kind: str, n_calls: int, verdicts: Verdicts) -> Table:
         name = f"{kind} of {mib:.0f} MB, {how}"
         if how == "closure":
             verdicts.add(f"{name}: over the compute, each MB", over_s / mib, CLOSURE_TARGET_S, seconds, is_least=False)
-        elif how == "share()":
+        elif how in OURS_CARRYING:
             verdicts.add(f"{name}: over the compute", over_s, SHARE_TARGET_S, seconds, is_least=False)
         if found["shipped"] is not None:
             verdicts.add(f"{name}: bytes a call", found["shipped"], SHIPPED_TARGET, "{:,.0f}".format, is_least=False)
