@@ -11,8 +11,8 @@ import sys
 import weakref
 from typing import Any
 
-from . import bulk, serialize
-from .mapped import MappedBlocks
+from . import bulk, serialize, sharing
+from .mapped import Mapped, MappedBlocks
 from .resources import NeedsWorker, Resource
 from .warm import SHARE_NBYTES, Block, BlockWriter, Epoch, Key, WarmBlocks, key_of, owners
 
@@ -54,8 +54,15 @@ class CallerCopies:
             return obj
         mine, others = (obj, following) if type(obj) is type(following) is tuple else ((obj,), (following,))
         self._expected = {id(a) for a, b in zip(mine, others, strict=False) if a is b}
-        entry = serialize.encode(obj, _Writer(self), has_bulk=bulk.is_among((obj,)))
-        return serialize.decode(entry, self._lease)
+        writer = _Writer(self)
+        entry = serialize.encode(obj, writer, has_bulk=bulk.is_among((obj,)))
+        if not writer.has_handles:
+            return serialize.decode(entry, self._lease)
+        before = sharing.receive_with(self._mapped, in_thread=True)
+        try:
+            return serialize.decode(entry, self._lease)
+        finally:
+            sharing.receive_with(before, in_thread=True)
 
     def find(self, buffer: memoryview) -> serialize.Part | None:
         """Where a buffer stands that several items have; None if neither an earlier one nor the next has."""
@@ -75,23 +82,28 @@ class CallerCopies:
             except OSError:  # no room for a block, though perhaps for a copy
                 return None
             for block in writer.detach():
-                self._take_in(block)
+                self.take_in(block)
         finally:
             writer.close()
         return part
 
-    def _take_in(self, block: Block) -> None:
+    def take_in(self, block: Block) -> None:
+        """Make a block readable here; one use of it is this object's from now on."""
         if self._mapped is None:
-            self._mapped = MappedBlocks()
+            self._mapped = MappedBlocks(is_callers=True)
             weakref.finalize(self, _let_go, self._mapped, self._blocks).atexit = False
         if block.block_id in self._blocks:
             block.release()
             return
         try:
-            self._mapped.add(block.block_id, os.dup(block.fd))
-        except BaseException:
-            block.release()
-            raise
+            private = block.privates.pop()
+        except IndexError:
+            try:
+                private = Mapped(os.dup(block.fd))
+            except BaseException:
+                block.release()
+                raise
+        self._mapped.take_in(block.block_id, private)
         self._blocks[block.block_id] = block
 
     def _lease(self, block_id: int, start: int, stop: int) -> tuple[memoryview, int]:
@@ -100,15 +112,24 @@ class CallerCopies:
 
 
 def _let_go(mapped: MappedBlocks, blocks: dict[int, Block]) -> None:
-    mapped.close()
+    mapped.settle()
     for block in blocks.values():
+        block.privates.append(mapped.give_back(block.block_id))  # for the next map
         block.abandon()
+    mapped.close()
 
 
 class _Writer:
-    """Copies buffers, or finds them in blocks."""
+    """Copies buffers, or finds them in blocks.
+
+    Attributes
+    ----------
+    has_handles
+        Whether a handle was met.
+    """
 
     def __init__(self, copies: CallerCopies) -> None:
+        self.has_handles = False
         self._copies = copies
 
     def store(self, buffer: memoryview) -> Any:
@@ -120,8 +141,11 @@ class _Writer:
         """None."""
         return 0
 
-    def refer(self, block: object) -> None:
-        """Blocks of handles are at hand in this process."""
+    def refer(self, block: Block) -> None:
+        """A handle was met, which has a block."""
+        self.has_handles = True
+        block.retain()
+        self._copies.take_in(block)
 
     def need(self, resource: Resource[Any]) -> None:
         """Resources are not."""

@@ -42,7 +42,11 @@ class Cache(Protocol):
 
 
 class Received(Protocol):
-    """Blocks that came from another process."""
+    """Blocks that came from another process, or that the caller of a map reads as workers do."""
+
+    @property
+    def is_callers(self) -> bool:
+        """Whether this process has made them."""
 
     @property
     def cache(self) -> Cache:

@@ -7,7 +7,8 @@ together are what a fresh mapping gives:
 * nobody has a view on it any more (an array in a global variable would see the next task's data);
 * its pages are those of the block: pages that a task wrote to are the kernel's private copies, which
   ``/proc/self/pagemap`` tells apart and ``madvise`` drops. Where there is no such file, they are always dropped; where
-  ``madvise`` does not drop them, a block is always mapped afresh.
+  ``madvise`` does not drop them, a block is always mapped afresh. The first write to a page is a page fault: while the
+  process had none, there is nothing to look for.
 
 After each chunk the parent is told which blocks a task has kept a view on, since those must not be written to again.
 
@@ -47,37 +48,71 @@ _RESULTS_PART = 1 / 32
 _ALIGNMENT = 64
 
 
-class _Mapped:
-    """A block that the parent has sent."""
+class Mapped:
+    """A block, and a private mapping of it.
 
-    __slots__ = ("fd", "is_used", "mapping")
+    Parameters
+    ----------
+    fd
+        Its descriptor, which is this object's from now on.
+    """
+
+    __slots__ = ("clean_at", "fd", "is_used", "mapping")
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
         self.mapping: mmap.mmap | None = None
         self.is_used = False  # a task had a view on the mapping since it was last cleaned
+        self.clean_at = -1  # page faults of this process when no page of the mapping was a private copy
+
+    def close(self) -> None:
+        """Forget it; views on it stay valid."""
+        self.mapping = None
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
 
 
 class MappedBlocks:
-    """The blocks that the parent has sent, by number."""
+    """Blocks that tasks of this process read, by number.
 
-    def __init__(self) -> None:
-        self._blocks: dict[int, _Mapped] = {}
+    Attributes
+    ----------
+    cache
+        Large `bytes` that were read from them.
+    is_callers
+        Whether this process has made the blocks: its tasks are run for a map by who iterates over that.
+    """
+
+    def __init__(self, *, is_callers: bool = False) -> None:
+        self.is_callers = is_callers
+        self._blocks: dict[int, Mapped] = {}
         self._touched: set[int] = set()  # since the last `settle`
         self.cache = _BytesCache()
         self._page_map = _PageMap()
 
     def add(self, block_id: int, fd: int) -> None:
         """Take in a block; the descriptor is this object's from now on."""
+        self.take_in(block_id, Mapped(fd))
+
+    def take_in(self, block_id: int, block: Mapped) -> None:
+        """Take in a block that may have a mapping already."""
         self.drop((block_id,))
-        self._blocks[block_id] = _Mapped(fd)
+        self._blocks[block_id] = block
+
+    def give_back(self, block_id: int) -> Mapped:
+        """Forget a block after `settle`; who gets it may use its mapping again."""
+        block = self._blocks.pop(block_id)
+        if block.mapping is not None and _has_views(block):
+            block.mapping = None
+        return block
 
     def drop(self, block_ids: Iterable[int]) -> None:
         """Forget blocks; views on them stay valid."""
         for block_id in block_ids:
             block = self._blocks.pop(block_id, None)
             if block is not None:
-                os.close(block.fd)
+                block.close()
                 self.cache.clear()
 
     def has_all(self, block_ids: Iterable[int]) -> bool:
@@ -96,15 +131,27 @@ class MappedBlocks:
             block.mapping = blocks.try_map(block.fd, blocks.size(block.fd))
             if block.mapping is None:
                 return memoryview(blocks.read_copy(block.fd, start, stop)), start
+            block.clean_at = _page_faults()
         block.is_used = True
         return memoryview(block.mapping), 0
 
-    def _is_fresh(self, block: _Mapped, start: int, stop: int) -> bool:
+    def _is_fresh(self, block: Mapped, start: int, stop: int) -> bool:
         """Whether a part of a mapping is as good as one of a fresh mapping, after cleaning it if need be."""
         assert block.mapping is not None
         if _has_views(block) or len(block.mapping) < stop:
             return False
-        return not block.is_used or self._page_map.clean(block.mapping, start, stop)
+        return not block.is_used or self._clean(block, start, stop)
+
+    def _clean(self, block: Mapped, start: int, stop: int) -> bool:
+        """Give a part of a block's mapping the content of its file again; False if that is not possible here."""
+        assert block.mapping is not None
+        if block.clean_at == _page_faults():
+            return True
+        if not self._page_map.clean(block.mapping, start, stop):
+            return False
+        if start == 0 and stop == len(block.mapping):
+            block.clean_at = _page_faults()
+        return True
 
     def close(self) -> None:
         """Forget all blocks."""
@@ -120,7 +167,7 @@ class MappedBlocks:
                 continue
             if _has_views(block):
                 kept.append(block_id)
-            elif self._page_map.clean(block.mapping, 0, len(block.mapping)):
+            elif self._clean(block, 0, len(block.mapping)):
                 block.is_used = False
             else:
                 block.mapping = None
@@ -137,13 +184,13 @@ class _BytesCache(OrderedDict[int, bytes]):
             self.popitem(last=False)
 
 
-def _references(block: _Mapped) -> int:
+def _references(block: Mapped) -> int:
     return sys.getrefcount(block.mapping)
 
 
 def _own_references() -> int:
     """What `_references` gives when nobody has a view; it depends on the interpreter's version."""
-    block = _Mapped(-1)
+    block = Mapped(-1)
     block.mapping = mmap.mmap(-1, mmap.PAGESIZE)
     return _references(block)
 
@@ -151,9 +198,14 @@ def _own_references() -> int:
 _OWN_REFERENCES = _own_references()
 
 
-def _has_views(block: _Mapped) -> bool:
+def _has_views(block: Mapped) -> bool:
     """Whether somebody can still read or write the block's mapping: each view, however derived, has a reference."""
     return _references(block) > _OWN_REFERENCES
+
+
+def _page_faults() -> int:
+    """How often this process, or the kernel for it, met a page that it had to find or to copy."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 
 class _PageMap:

@@ -41,7 +41,7 @@ _received: Received | None = None
 
 
 class _Here(threading.local):
-    """In a thread that is a worker beside others of its process: the same."""
+    """In a thread that is a worker beside others of its process, or that runs items of a map: the same."""
 
     received: Received | None = None
 
@@ -204,20 +204,22 @@ def _abandon(blocks: list[warm.Block]) -> None:
         _store.abandon(block)
 
 
-def receive_with(received: Received | None, *, in_thread: bool = False) -> None:
-    """In a worker: where the blocks of handles are to be found; `in_thread`: by this thread alone."""
+def receive_with(received: Received | None, *, in_thread: bool = False) -> Received | None:
+    """Tell where the blocks of handles are to be found; `in_thread`: by this thread alone. Returns where they were."""
     global _received
     if in_thread:
-        _here.received = received
+        before, _here.received = _here.received, received
     else:
-        _received = received
+        before, _received = _received, received
+    return before
 
 
 def _resolve(block_id: int, content: serialize.Entry) -> Any:
     """The object of a handle, in a worker or in the process that made it."""
     received = _here.received or _received
     if received is not None and received.has_all((block_id,)):
-        mapped.expect_again(serialize.stored_nbytes(content))
+        if not received.is_callers:
+            mapped.expect_again(serialize.stored_nbytes(content))
         return _load(content, received.lease, received.cache)
     handle = _handles.get(block_id)
     if handle is None:

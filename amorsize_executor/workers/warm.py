@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from typing import Any, TypeVar
 
     from .interfaces import Sized
+    from .mapped import Mapped
     from .resources import Resource
 
     _Any = TypeVar("_Any", bound=Sized)
@@ -98,6 +99,8 @@ class Block:
         Chunks, tasks, functions and handles that need its content.
     is_kept
         A task has kept a view on it, so it must not be written to any more.
+    privates
+        Private mappings of it that callers of maps have used, for the next ones. Any thread appends or pops.
     """
 
     __slots__ = (
@@ -111,6 +114,7 @@ class Block:
         "keys",
         "n_uses",
         "nbytes",
+        "privates",
         "store",
     )
 
@@ -124,6 +128,7 @@ class Block:
         self.freed_at = 0.0
         self.keys: list[Key] = []
         self.epochs: weakref.WeakSet[Epoch] = weakref.WeakSet()  # maps that have met its content more than once
+        self.privates: list[Mapped] = []
         self._view: memoryview | None = None
         _blocks.add(self)
 
@@ -170,6 +175,8 @@ class Block:
     def close(self) -> None:
         """Let go of the memory; by its store."""
         self._view = None
+        while self.privates:
+            self.privates.pop().close()
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1

@@ -933,8 +933,10 @@ def test_the_caller_takes_what_a_worker_that_loads_has_not_begun() -> None:
     assert pool.scheduler.until_help_s(1, pool.now + 4.0) == pytest.approx(6.0)
     assert pool.scheduler.until_help_s(1, pool.now + 10.005) == 0.0  # it runs its first item
     assert pool.scheduler.until_help_s(1, pool.now + 12.0) == pytest.approx(2.0 - 0.01)
+    assert pool.scheduler.n_unbegun(1) == 1  # for all that is known
     (action,) = pool.scheduler.take_for_caller(1, pool.now)
     assert isinstance(action, TakeBack)
+    assert pool.scheduler.n_unbegun(1) == 0
     chunk_id = action.chunk.chunk_id
     assert pool.scheduler.taken_back(worker, chunk_id, 1, pool.now) == []
     assert list(pool.scheduler.take_inline(1, 1)) == [0]

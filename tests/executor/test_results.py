@@ -79,7 +79,7 @@ def test_the_caller_leaves_long_items_to_a_cluster(
     scheduler = SimpleNamespace(
         n_ready=n_ready,
         worker_limit=8,
-        n_waiting=lambda job_id: 20,
+        n_unbegun=lambda job_id: 20,
         n_knowing=lambda key: 1,
         until_help_s=lambda job_id, now: until_help_s,
     )

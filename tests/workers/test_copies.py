@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,7 +10,9 @@ import numpy as np
 import pytest
 
 from amorsize_executor.inline import copy_items
+from amorsize_executor.workers import blocks
 from amorsize_executor.workers.copies import CallerCopies
+from amorsize_executor.workers.sharing import Shared
 from amorsize_executor.workers.warm import Epoch, WarmBlocks
 
 N = 40_000
@@ -60,3 +63,55 @@ def test_arrays_that_one_item_has_are_not_stored(store: WarmBlocks) -> None:
 def test_what_is_met_again_later_is_stored_then(store: WarmBlocks) -> None:
     array = np.arange(float(N))
     assert copy_each(store, [[array], [0], [array]])[1] == [0, 0, array.nbytes]
+
+
+@pytest.mark.parametrize("is_handle", [False, True])
+def test_a_mapping_serves_the_next_map_too_unless_somebody_has_it(
+    store: WarmBlocks, is_handle: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mapped: list[int] = []
+    try_map = blocks.try_map
+    monkeypatch.setattr(blocks, "try_map", lambda fd, nbytes: mapped.append(fd) or try_map(fd, nbytes))
+    array = np.arange(float(N))
+    kept: list[Any] = []
+    with Shared(array) as handle:
+
+        def run_map(*, keeps: bool = False) -> None:
+            copies, items = CallerCopies(store, Epoch()), [(i, handle if is_handle else array) for i in range(2)]
+            ((_, copy),), error = copy_items(items, 1, 0, "f", copies)
+            assert error is None
+            np.testing.assert_array_equal(copy, array)
+            copy[:] = -1
+            if keeps:
+                kept.append(copy)
+            del copy  # before what has made it goes
+
+        run_map()
+        run_map()
+        assert len(mapped) == 1
+        run_map(keeps=True)
+        assert len(mapped) == 1
+        run_map()
+        assert len(mapped) == 2
+        np.testing.assert_array_equal(kept[0], np.full(N, -1.0))
+
+
+def test_items_get_what_a_handle_has_each_for_itself(store: WarmBlocks) -> None:
+    array = np.arange(float(N))
+    with Shared({"a": array, "b": bytes(100_000)}) as handle:
+        copied, stored = copy_each(store, [(i, handle) for i in range(3)])
+        assert stored == [0, 0, 0]
+        for i, (number, given) in enumerate(copied):
+            assert number == i
+            np.testing.assert_array_equal(given["a"], array)
+            given["a"][:] = -1
+        assert copied[0][1]["b"] == bytes(100_000)
+    assert handle.is_closed
+    np.testing.assert_array_equal(copied[0][1]["a"], np.full(N, -1.0))  # who has it keeps it
+
+
+def test_nothing_stays_of_a_closed_handle_that_a_map_has_used(store: WarmBlocks) -> None:
+    before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
+    with Shared(np.arange(float(N))) as handle:
+        copy_each(store, [(i, handle) for i in range(2)])
+    assert not before or len(os.listdir("/proc/self/fd")) == before

@@ -74,6 +74,32 @@ def test_what_was_written_before_is_gone(known: MappedBlocks) -> None:
         assert (array_of(known) == np.arange(N)).all()
 
 
+def test_pages_are_looked_at_only_if_there_was_a_page_fault(
+    known: MappedBlocks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked = []
+    clean = mapped._PageMap.clean
+    monkeypatch.setattr(
+        mapped._PageMap, "clean", lambda self, *arguments: looked.append(arguments[1:]) or clean(self, *arguments)
+    )
+    n_faults = [10]
+    monkeypatch.setattr(mapped, "_page_faults", lambda: n_faults[0])
+    array_of(known)
+    array_of(known)
+    assert known.settle() == ()
+    assert not looked
+    array_of(known)
+    n_faults[0] += 1
+    array_of(known)
+    assert len(looked) == 1
+    array_of(known)  # known to be clean again
+    assert len(looked) == 1
+    n_faults[0] += 1
+    array_of(known, 10_000, 20_000)
+    array_of(known)  # of the other pages that is not known
+    assert len(looked) == 3
+
+
 def test_a_view_that_is_kept_is_nobody_elses(known: MappedBlocks) -> None:
     kept = array_of(known)[5:]
     kept[:] = -1
