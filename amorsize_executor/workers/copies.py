@@ -112,8 +112,10 @@ class CallerCopies:
 
 
 def _let_go(mapped: MappedBlocks, blocks: dict[int, Block]) -> None:
-    mapped.settle()
+    kept = mapped.settle()
     for block in blocks.values():
+        if block.block_id in kept:
+            block.is_kept = True  # without the lock, but while it is in use here
         block.privates.append(mapped.give_back(block.block_id))  # for the next map
         block.abandon()
     mapped.close()

@@ -88,6 +88,7 @@ class MappedBlocks:
         self.is_callers = is_callers
         self._blocks: dict[int, Mapped] = {}
         self._touched: set[int] = set()  # since the last `settle`
+        self._kept: set[int] = set()  # of these, those with views on a mapping that was replaced
         self.cache = _BytesCache()
         self._page_map = _PageMap()
 
@@ -126,7 +127,9 @@ class MappedBlocks:
             return memoryview(blocks.read_copy(block.fd, start, stop)), start
         self._touched.add(block_id)
         if block.mapping is not None and not self._is_fresh(block, start, stop):
-            block.mapping = None  # whoever has a view on it keeps it
+            if _has_views(block):  # whoever has one keeps it
+                self._kept.add(block_id)
+            block.mapping = None
         if block.mapping is None:
             block.mapping = blocks.try_map(block.fd, blocks.size(block.fd))
             if block.mapping is None:
@@ -160,13 +163,13 @@ class MappedBlocks:
 
     def settle(self) -> tuple[int, ...]:
         """A chunk is done: make its mappings ready for the next; returns the blocks that somebody has a view on."""
-        kept = []
+        kept, self._kept = self._kept, set()
         for block_id in self._touched:
             block = self._blocks.get(block_id)
             if block is None or block.mapping is None:
                 continue
             if _has_views(block):
-                kept.append(block_id)
+                kept.add(block_id)
             elif self._clean(block, 0, len(block.mapping)):
                 block.is_used = False
             else:

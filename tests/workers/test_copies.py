@@ -115,3 +115,14 @@ def test_nothing_stays_of_a_closed_handle_that_a_map_has_used(store: WarmBlocks)
     with Shared(np.arange(float(N))) as handle:
         copy_each(store, [(i, handle) for i in range(2)])
     assert not before or len(os.listdir("/proc/self/fd")) == before
+
+
+def test_what_an_item_has_kept_does_not_change_when_the_memory_is_used_again(store: WarmBlocks) -> None:
+    array = np.arange(float(N))
+    copies = CallerCopies(store, Epoch())
+    ((_, kept),), _ = copy_items([(i, array) for i in range(2)], 1, 0, "f", copies)
+    del copies
+    block = store.take(array.nbytes)
+    block.write(0, memoryview(np.full(N, -1.0)).cast("B"))
+    block.release()
+    np.testing.assert_array_equal(kept, array)

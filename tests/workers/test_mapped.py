@@ -122,6 +122,15 @@ def test_any_derived_view_counts_as_kept(known: MappedBlocks, derived: Any) -> N
     assert known.settle() == ()
 
 
+def test_a_view_that_an_earlier_task_of_the_chunk_has_kept_is_told_too(known: MappedBlocks) -> None:
+    kept = array_of(known)
+    array_of(known)
+    assert known.settle() == (7,)
+    array_of(known)
+    assert known.settle() == ()  # it was told
+    assert (kept == np.arange(N)).all()
+
+
 def test_later_content_of_the_block_is_seen_by_the_next_view(known: MappedBlocks, fd: int) -> None:
     for i in range(5):
         array = array_of(known)
