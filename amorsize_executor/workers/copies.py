@@ -65,7 +65,7 @@ class CallerCopies:
             sharing.receive_with(before, in_thread=True)
 
     def find(self, buffer: memoryview) -> serialize.Part | None:
-        """Where a buffer stands that several items have; None if neither an earlier one nor the next has."""
+        """Where a buffer stands that several items have; None if no earlier one nor the next has."""
         if self._epoch is None or buffer.nbytes < SHARE_NBYTES:
             return None
         key = key_of(buffer)
@@ -73,7 +73,8 @@ class CallerCopies:
             return None
         if key not in self._met:
             self._met.add(key)
-            if self._expected.isdisjoint(map(id, owners(buffer))):
+            is_expected = not self._expected.isdisjoint(map(id, owners(buffer)))
+            if not is_expected and not self._store.knows(key, self._epoch):
                 return None
         writer = BlockWriter(self._store, self._epoch)
         try:

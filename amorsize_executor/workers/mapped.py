@@ -282,15 +282,14 @@ def expect_again(nbytes: int) -> None:
 # ---------------------------------------------------------------------- results
 
 
-class ResultBlock:
-    """A block of results; `nbytes` is the size of its file."""
+class ResultBlock(blocks.File):
+    """A numbered block of results."""
 
-    __slots__ = ("block_id", "fd", "nbytes")
+    __slots__ = ("block_id",)
 
     def __init__(self, block_id: int, fd: int) -> None:
+        super().__init__(fd)
         self.block_id = block_id
-        self.fd = fd
-        self.nbytes = 0
 
 
 class ResultBlocks:
@@ -348,7 +347,7 @@ class ResultBlocks:
     def forget(self) -> None:
         """Keep none: free ones go now, lent ones with their last reader."""
         for block in (*self._free, *self._lent.values()):
-            os.close(block.fd)
+            block.close()
         self._free.clear()
         self._lent.clear()
         self._nbytes = 0
@@ -357,7 +356,7 @@ class ResultBlocks:
         while len(self._free) + len(self._lent) > self._most or self._nbytes > self._limit_nbytes:
             block = self._free.pop(0) if self._free else self._lent.popitem(last=False)[1]
             self._nbytes -= block.nbytes
-            os.close(block.fd)
+            block.close()
 
 
 class ResultWriter:
@@ -376,12 +375,12 @@ class ResultWriter:
             self._block = self._pool.take(buffer.nbytes)
         block, offset = self._block, self.nbytes + -self.nbytes % _ALIGNMENT
         try:
-            block.nbytes = blocks.write_at(block.fd, buffer, offset, block.nbytes)
+            block.write(offset, buffer)
         except OSError:
             if self._pool.is_empty:
                 raise
             self._pool.forget()  # there may be room now
-            block.nbytes = blocks.write_at(block.fd, buffer, offset, block.nbytes)
+            block.write(offset, buffer)
         self.nbytes = offset + buffer.nbytes
         return offset, buffer.nbytes, buffer.readonly, 0
 

@@ -23,7 +23,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
-import mmap
 import os
 import resource
 import sys
@@ -86,7 +85,7 @@ class Epoch:
         self.owners: dict[Key, object] = {}
 
 
-class Block:
+class Block(blocks.File):
     """A numbered block. Its attributes are guarded by the lock of its store.
 
     Attributes
@@ -105,46 +104,34 @@ class Block:
 
     __slots__ = (
         "__weakref__",
-        "_view",
         "block_id",
         "epochs",
-        "fd",
         "freed_at",
         "is_kept",
         "keys",
         "n_uses",
-        "nbytes",
         "privates",
         "store",
     )
 
     def __init__(self, store: WarmBlocks, fd: int) -> None:
+        super().__init__(fd)
         self.store = store
         self.block_id = os.getpid() << 32 | next(_numbers)
-        self.fd = fd
-        self.nbytes = 0
         self.n_uses = 1
         self.is_kept = False
         self.freed_at = 0.0
         self.keys: list[Key] = []
         self.epochs: weakref.WeakSet[Epoch] = weakref.WeakSet()  # maps that have met its content more than once
         self.privates: list[Mapped] = []
-        self._view: memoryview | None = None
         _blocks.add(self)
 
     def write(self, offset: int, buffer: memoryview) -> None:
         """Store a buffer; only the one user of a block that was just taken does."""
         before = self.nbytes
-        self.nbytes = blocks.write_at(self.fd, buffer, offset, before)
+        super().write(offset, buffer)
         if self.nbytes > before:
             self.store.grew(self.nbytes - before)
-
-    def view(self) -> memoryview:
-        """All of its content, for reading."""
-        view = self._view
-        if view is None or view.nbytes < self.nbytes:
-            view = self._view = memoryview(mmap.mmap(self.fd, self.nbytes, prot=mmap.PROT_READ))
-        return view
 
     def holds(self, offset: int, buffer: memoryview) -> bool:
         """Whether the block holds the very same bytes, all of them compared."""
@@ -174,12 +161,9 @@ class Block:
 
     def close(self) -> None:
         """Let go of the memory; by its store."""
-        self._view = None
         while self.privates:
             self.privates.pop().close()
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
+        super().close()
 
     @property
     def is_closed(self) -> bool:
@@ -205,6 +189,10 @@ class _Extent:
         self.epoch = epoch
         self.owner = owner
         self.serial = serial
+
+    def is_of(self, epoch: Epoch) -> bool:
+        """Whether it was stored in this epoch, and its owner is alive: then it cannot be another buffer."""
+        return self.epoch is not None and self.epoch() is epoch and (self.owner is None or self.owner() is not None)
 
 
 class WarmBlocks:
@@ -423,12 +411,7 @@ class WarmBlocks:
             if not block.n_uses:
                 self._unfree(block)
             block.n_uses += 1
-            is_known = (
-                epoch is not None
-                and extent.epoch is not None
-                and extent.epoch() is epoch
-                and (extent.owner is None or extent.owner() is not None)
-            )
+            is_known = epoch is not None and extent.is_of(epoch)
             if is_known and epoch is not None and not is_again:
                 block.epochs.add(epoch)  # several items have it, and more may come
         if is_known:
@@ -443,6 +426,12 @@ class WarmBlocks:
             return None
         self.note(key, buffer, block, extent.offset, epoch, extent.serial)
         return block, extent.offset, extent.serial, False
+
+    def knows(self, key: Key, epoch: Epoch) -> bool:
+        """Whether another item of a map has a buffer, which was stored for it."""
+        with self._locked():
+            extent = self._extents.get(key)
+            return extent is not None and extent.is_of(epoch)
 
     def note(self, key: Key, buffer: memoryview, block: Block, offset: int, epoch: Epoch | None, serial: int) -> None:
         """A block holds a buffer now; `serial` is its content's own."""

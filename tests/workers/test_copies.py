@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -13,7 +14,7 @@ from amorsize_executor.inline import copy_items
 from amorsize_executor.workers import blocks
 from amorsize_executor.workers.copies import CallerCopies
 from amorsize_executor.workers.sharing import Shared
-from amorsize_executor.workers.warm import Epoch, WarmBlocks
+from amorsize_executor.workers.warm import BlockWriter, Epoch, WarmBlocks, owners
 
 N = 40_000
 
@@ -58,6 +59,18 @@ def test_items_that_are_the_same_array_are_stored_once(store: WarmBlocks) -> Non
 
 def test_arrays_that_one_item_has_are_not_stored(store: WarmBlocks) -> None:
     assert copy_each(store, [(0, np.arange(float(N))) for _ in range(3)])[1] == [0, 0, 0]
+
+
+def test_what_workers_have_got_is_not_copied_for_the_last_item(store: WarmBlocks) -> None:
+    array, epoch = np.arange(float(N)), Epoch()
+    writer = BlockWriter(store, epoch)
+    writer.store(memoryview(array).cast("B"))
+    copies = CallerCopies(store, epoch)
+    ((_, copy),), _ = copy_items([(5, array)], 1, 5, "f", copies)
+    *_, memory = owners(memoryview(copy).cast("B"))
+    assert isinstance(memory, mmap.mmap)
+    np.testing.assert_array_equal(copy, array)
+    writer.close()
 
 
 def test_what_is_met_again_later_is_stored_then(store: WarmBlocks) -> None:
