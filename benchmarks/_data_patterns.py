@@ -217,6 +217,22 @@ def copy_rate() -> float:
     return source.nbytes / median(times)
 
 
+def block_rates() -> dict[str, float]:
+    """Bytes a second at which one thread writes to a new block, and over what a block has."""
+    from amorsize_executor.workers import blocks
+
+    data = memoryview(np.ones(16 * MIB)).cast("B")
+    times: dict[str, list[float]] = {"new": [], "first over": [], "over": []}
+    for _ in range(3):
+        file = blocks.File(blocks.create())
+        for each in times.values():
+            started = perf_counter()
+            file.write(0, data)
+            each.append(perf_counter() - started)
+        file.close()
+    return {name: data.nbytes / median(each) for name, each in times.items()}
+
+
 def measure(name: str, contender: str, rounds: int) -> dict[str, Any]:
     """Do a pattern's work several times, then once more with an eye on memory."""
     pattern = PATTERNS[name]
@@ -240,7 +256,10 @@ def measure(name: str, contender: str, rounds: int) -> dict[str, Any]:
 def main() -> None:
     """Print what was asked for on the command line."""
     name, contender, rounds = sys.argv[1:]
-    print(json.dumps(copy_rate() if name == "copy" else measure(name, contender, int(rounds))))
+    if name == "rates":
+        print(json.dumps({"copy": copy_rate(), **block_rates()}))
+    else:
+        print(json.dumps(measure(name, contender, int(rounds))))
 
 
 if __name__ == "__main__":

@@ -169,8 +169,12 @@ def closure(kind: str, n_calls: int, verdicts: Verdicts) -> Table:
 def measure(names: list[str], rounds: int, n_calls: int) -> tuple[Report, Verdicts]:
     """Run the patterns and closures that were asked for."""
     report, verdicts = Report(), Verdicts()
-    copy_rate = float(fresh_interpreter("-m", "benchmarks._data_patterns", "copy", "", "0"))
-    report.notes.append(f"One thread copies {copy_rate / 1e9:.1f} GB/s.")
+    rates = json.loads(fresh_interpreter("-m", "benchmarks._data_patterns", "rates", "", "0"))
+    copy_rate = float(rates["copy"])
+    report.notes.append(
+        f"One thread copies {copy_rate / 1e9:.1f} GB/s; into a new block of shared memory {rates['new'] / 1e9:.1f}, "
+        f"over what a block has {rates['first over'] / 1e9:.1f} for the first time and {rates['over'] / 1e9:.1f} then."
+    )
     for name in names:
         try:
             if name in PATTERNS:

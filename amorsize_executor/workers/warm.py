@@ -217,8 +217,10 @@ class WarmBlocks:
         _stores.add(self)
         # Guards everything below and the attributes of blocks.
         self._lock = threading.Lock()
+        self._has_stored = threading.Condition(self._lock)
         self._free: OrderedDict[int, Block] = OrderedDict()  # the one freed last is the last
         self._extents: dict[Key, _Extent] = {}
+        self._storing: set[Key] = set()  # by some thread just now
         self._n_blocks = 0
         self._nbytes = 0  # of all blocks
         self._free_nbytes = 0
@@ -228,6 +230,8 @@ class WarmBlocks:
     def renew_lock(self) -> None:
         """In the child of a fork: another thread of the parent may have held the lock."""
         self._lock = threading.Lock()
+        self._has_stored = threading.Condition(self._lock)
+        self._storing.clear()
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
@@ -427,6 +431,20 @@ class WarmBlocks:
         self.note(key, buffer, block, extent.offset, epoch, extent.serial)
         return block, extent.offset, extent.serial, False
 
+    @contextlib.contextmanager
+    def storing(self, key: Key) -> Iterator[None]:
+        """Look for a buffer and store it, while other threads that come with the same one wait: once is enough."""
+        with self._locked():
+            while key in self._storing:
+                self._has_stored.wait()
+            self._storing.add(key)
+        try:
+            yield
+        finally:
+            with self._locked():
+                self._storing.discard(key)
+                self._has_stored.notify_all()
+
     def knows(self, key: Key, epoch: Epoch) -> bool:
         """Whether another item of a map has a buffer, which was stored for it."""
         with self._locked():
@@ -575,26 +593,30 @@ class BlockWriter:
 
     def store(self, buffer: memoryview) -> tuple[int, int, bool, int]:
         """Store a buffer, and return what stands for it in an entry: offset, size, is read-only, block id."""
+        key = key_of(buffer) if buffer.nbytes >= SHARE_NBYTES else None
+        if key is None:
+            return self._append(buffer)
+        self.n_large += 1
+        with self._store.storing(key):
+            return self._store_large(key, buffer)
+
+    def _store_large(self, key: Key, buffer: memoryview) -> tuple[int, int, bool, int]:
         nbytes = buffer.nbytes
-        key = key_of(buffer) if nbytes >= SHARE_NBYTES else None
-        if key is not None:
-            self.n_large += 1
-            found = self._store.find(key, buffer, self._epoch, is_again=self.is_again)
-            if found is not None:
-                block, offset, serial, is_shared = found
-                self.own_nbytes += 0 if is_shared else nbytes
-                self._serials[block.block_id, offset] = serial
-                if block.block_id in self.used:
-                    block.release()
-                self.used[block.block_id] = block
-                return offset, nbytes, buffer.readonly, block.block_id
-        if self._can_wait and nbytes >= SHARE_NBYTES and self._store.is_full(nbytes):
+        found = self._store.find(key, buffer, self._epoch, is_again=self.is_again)
+        if found is not None:
+            block, offset, serial, is_shared = found
+            self.own_nbytes += 0 if is_shared else nbytes
+            self._serials[block.block_id, offset] = serial
+            if block.block_id in self.used:
+                block.release()
+            self.used[block.block_id] = block
+            return offset, nbytes, buffer.readonly, block.block_id
+        if self._can_wait and self._store.is_full(nbytes):
             raise StoreFull
         part = self._append(buffer)
-        if key is not None:
-            offset, _, _, block_id = part
-            serial = self._serials[block_id, offset] = new_serial()
-            self._store.note(key, buffer, self.used[block_id], offset, self._epoch, serial)
+        offset, _, _, block_id = part
+        serial = self._serials[block_id, offset] = new_serial()
+        self._store.note(key, buffer, self.used[block_id], offset, self._epoch, serial)
         return part
 
     def append(self, buffer: memoryview) -> tuple[int, int, bool, int] | None:

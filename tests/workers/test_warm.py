@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import os
+import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -81,6 +83,51 @@ def test_within_a_map_the_same_memory_is_not_looked_at(store: WarmBlocks, monkey
     again, used_again, _ = stored(store, array.view(), array[:], epoch=epoch)
     assert again == first * 2
     release(used + used_again)
+
+
+def test_two_threads_that_meet_the_same_buffer_store_it_once(
+    store: WarmBlocks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    buffer, epoch = memoryview(np.arange(50_000.0)).cast("B"), Epoch()
+    is_writing, may_write = threading.Event(), threading.Event()
+    write = Block.write
+
+    def slow_write(self: Block, offset: int, data: memoryview) -> None:
+        is_writing.set()
+        assert may_write.wait(30)
+        write(self, offset, data)
+
+    monkeypatch.setattr(Block, "write", slow_write)
+    writers, parts = [BlockWriter(store, epoch) for _ in range(2)], []
+    threads = [threading.Thread(target=lambda w=w: parts.append(w.store(buffer))) for w in writers]
+    threads[0].start()
+    assert is_writing.wait(30)
+    threads[1].start()
+    while not store._has_stored._waiters:  # type: ignore[attr-defined]
+        time.sleep(0)
+    may_write.set()
+    for thread in threads:
+        thread.join()
+    assert parts[0] == parts[1]
+    assert store.nbytes == buffer.nbytes
+    for writer in writers:
+        writer.close()
+
+
+def test_a_buffer_that_could_not_be_stored_is_tried_again_by_the_next(
+    store: WarmBlocks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    buffer, writer = memoryview(np.arange(50_000.0)).cast("B"), BlockWriter(store, Epoch())
+
+    def fail(*arguments: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Block, "write", fail)
+        with pytest.raises(OSError, match="No space"):
+            writer.store(buffer)
+    assert writer.store(buffer)[1] == buffer.nbytes
+    writer.close()
 
 
 def test_memory_that_another_array_has_got_since_is_looked_at(store: WarmBlocks) -> None:
