@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 _BUFFER_PARTS = 4
 #: Batches that the caller runs one after another are one span of the timeline, if no more is between them, in seconds.
 _GAP_S = 1e-3
+#: The kernel counts the CPU time of a thread that runs on another CPU so late, in seconds.
+_TICK_S = 4e-3
 #: A batch in the caller that lasts so long, in seconds, holds other items than were expected.
 _LONG_BATCH_S = 2 * planner.INLINE_BATCH_S
 #: A caller that should help with a map, and has not for so long, does not, in seconds.
@@ -539,7 +541,11 @@ class Maps:
         n_copied = len(items)
         visited_at = job.visited_at
         batch = job.batch = InlineBatch(taken.start, items, function.local(), job.is_star)
-        cpu_began = None if job.is_released else time.process_time()  # of this process: an item may use several CPUs
+        cpu_began = None  # of this process: an item may use several CPUs
+        if not job.is_released:
+            cpu_began = time.process_time()
+            if job.cpu_at is not None:  # with what came late for the items before
+                cpu_began = max(job.cpu_at, cpu_began - _TICK_S)
         try:
             with quick_switching:
                 problem = batch.run(_LONG_BATCH_S)
@@ -555,7 +561,10 @@ class Maps:
             is_next = batch.started_at - visited_at < _GAP_S
             job.note(0, batch.started_at, job.visited_at, ran, elapsed, at_once, is_continued=is_next)
             size = job.size_of(range(taken.start, taken.start + ran), elapsed)
-            cpu_s = None if cpu_began is None else time.process_time() - cpu_began
+            cpu_s = None
+            if cpu_began is not None:
+                job.cpu_at = time.process_time()
+                cpu_s = job.cpu_at - cpu_began
             self._engine.cost_model.observe(function.key, ran, elapsed, cpu_s, at_once=at_once, size=size)
         if problem is not None or ran < n_copied:
             error = problem
@@ -780,8 +789,9 @@ class Maps:
             item_s = now - job.visited_at
             if pool_state.n_ready == 0 and item_s < pool_state.worker_start_s:
                 return
-        mean_s = self._engine.cost_model.mean_s(job.function.key)
-        if not planner.hand_over_pays(waiting, item_s, mean_s, pool_state):
+        cost = self._engine.cost_model.lookup(job.function.key, in_map=True)
+        mean_s, cpu_share = (None, 1.0) if cost is None else (cost.mean_s, cost.cpu_share)
+        if not planner.hand_over_pays(waiting, item_s, mean_s, pool_state, cpu_share):
             if batch is not None and now - batch.started_at > _LONG_BATCH_S:
                 with self._engine.lock:  # the caller ends its item, and decides again
                     self._engine.scheduler.return_inline(job.job_id, batch.take_back())

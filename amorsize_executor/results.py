@@ -101,6 +101,7 @@ class MapJob:
         self.n_staged = 0  # workers that are wanted once it is known what they take to load the function
         self.n_inline = 0
         self.inline_s = 0.0  # the caller's: time of the items it ran
+        self.cpu_at: float | None = None  # the caller's: CPU time of this process behind the latest
         self.n_chunks = 0
         self.item_nbytes = 0  # what an item obviously has for itself
         self.planned_for = (0, 0)  # workers that were ready, and items, when the plan was made

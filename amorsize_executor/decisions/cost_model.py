@@ -35,7 +35,7 @@ _CLIP = 4.0
 #: ... and of whole maps, the latest map leaves this much.
 _KEPT_MAPS = 0.5
 #: CPU time over elapsed time from which on a function keeps several CPUs busy; below, it is noise.
-_SEVERAL_CPUS = 1.3
+SEVERAL_CPUS = 1.3
 #: A map counts for one level of parallelism if this share of its items ran there.
 _ONE_LEVEL = 0.9
 #: ... and if its items took at least this long in all, in seconds.
@@ -90,8 +90,9 @@ class _Function:
     """Running estimates of one function; see `CostModel.observe` for the formulas."""
 
     __slots__ = (
-        "alone_s", "carried", "carry_s", "cpu_share", "load_s", "map_s", "map_var_s2", "map_weight", "mean_s",
-        "n_clipped", "n_items", "nbytes", "return_s", "returned", "scaling", "size_fit", "total_s", "var_s2", "weight",
+        "alone_s", "carried", "carry_s", "clocked_s", "cpu_s", "cpu_share", "load_s", "map_s", "map_var_s2",
+        "map_weight", "mean_s", "n_clipped", "n_items", "nbytes", "return_s", "returned", "scaling", "size_fit",
+        "total_s", "var_s2", "weight",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -102,6 +103,7 @@ class _Function:
         self.n_items = 0
         self.n_clipped = 0  # latest observations in a row that counted for less than they were
         self.cpu_share = 1.0
+        self.cpu_s = self.clocked_s = 0.0  # of the latest items: a ratio of sums, as the kernel's clock may be late
         self.carried = 0.0  # weight of the two below
         self.carry_s = 0.0
         self.nbytes = 0.0
@@ -315,8 +317,10 @@ class CostModel:
             f.n_items += n_items
             f.total_s += elapsed_s
             if cpu_s is not None and elapsed_s > 1e-3:
-                share = cpu_s / elapsed_s
-                f.cpu_share += a * ((share if share > _SEVERAL_CPUS else min(share, 1.0)) - f.cpu_share)
+                f.cpu_s = _KEPT * f.cpu_s + cpu_s
+                f.clocked_s = _KEPT * f.clocked_s + elapsed_s
+                share = f.cpu_s / f.clocked_s
+                f.cpu_share = share if share > SEVERAL_CPUS else min(share, 1.0)
 
     def observe_map(self, key: Hashable, items: dict[int, tuple[int, float]], most_alone_s: float = 0.0) -> None:
         """Take in a whole map.

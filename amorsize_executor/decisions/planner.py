@@ -24,7 +24,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from .cost_model import CostModel, FunctionCost
+from .cost_model import SEVERAL_CPUS, CostModel, FunctionCost
 from .plan import Cost, Plan
 
 #: Overhead of a chunk may be this share of its time: below 2 % nobody sees it.
@@ -70,6 +70,9 @@ MIN_GAIN_S = 0.5e-3
 #: ... and this share, and this much, where workers must start first: how long that takes varies by half.
 MIN_GAIN_COLD = 0.15
 MIN_GAIN_COLD_S = 15e-3
+#: ... and this share where items have several CPUs for themselves: how many is known to a tenth or so, and beside each
+#: other they win no more than what they leave (a BLAS that shares its CPUs took twice as long).
+MIN_GAIN_CROWDED = 0.25
 #: What the start of a worker takes of the caller's time, over the time until it is ready.
 START_PRICE = 0.1
 #: ... and where the caller and the workers that are there leave it no CPU: of one that loads, and of one for maps to
@@ -226,9 +229,8 @@ def plan_map(
     best = min(close, key=lambda c: (max(c.n_workers - pool.n_ready, 0), c.helped, c.n_workers))
     if inline and best.n_workers:
         is_cold = best.n_workers > pool.n_ready
-        least_gain_s = max(
-            (MIN_GAIN_COLD if is_cold else MIN_GAIN) * serial.total_s, MIN_GAIN_COLD_S if is_cold else MIN_GAIN_S
-        )
+        least = max(MIN_GAIN_COLD if is_cold else MIN_GAIN, _least_gain(cost))
+        least_gain_s = max(least * serial.total_s, MIN_GAIN_COLD_S if is_cold else MIN_GAIN_S)
         is_trial = cost.try_alone_s is not None and n_items * cost.try_alone_s < 0.95 * best.total_s
         if is_trial:
             constraint = "items of an earlier map were so fast in the caller that this is tried once"
@@ -277,7 +279,12 @@ def missed_s(plan: Plan, cost: FunctionCost, pool: PoolState) -> float:
     else:
         had_s = parallel_cost(n_items, cost, plan.n_workers, ready, inline=True).total_s
     gain_s = had_s - best_s
-    return gain_s if gain_s >= MIN_GAIN_S else 0.0
+    return gain_s if gain_s >= max(MIN_GAIN_S, _least_gain(cost) * had_s) else 0.0
+
+
+def _least_gain(cost: FunctionCost) -> float:
+    """Share of the serial time that parallelism must promise, for how well the CPUs that items take are known."""
+    return MIN_GAIN_CROWDED if cost.cpu_share > SEVERAL_CPUS else 0.0
 
 
 def start_pays(missed_in_all_s: float, pool: PoolState) -> bool:
@@ -419,7 +426,9 @@ def inline_pays(
     return max(t, until_ready_s + with_it * t) < until_ready_s + without_it * t
 
 
-def hand_over_pays(remaining: int, item_elapsed_s: float, mean_s: float | None, pool: PoolState) -> bool:
+def hand_over_pays(
+    remaining: int, item_elapsed_s: float, mean_s: float | None, pool: PoolState, cpu_share: float = 1.0
+) -> bool:
     """Whether workers should get what remains while the caller is stuck in an item.
 
     With a worker at hand that is reason enough after a few milliseconds. Without one, starting workers must promise to
@@ -437,6 +446,8 @@ def hand_over_pays(remaining: int, item_elapsed_s: float, mean_s: float | None, 
         first call often takes ten times as long as the next.
     pool
         The pool's state.
+    cpu_share
+        CPUs that an item keeps busy: where one has them all, others beside it win nothing.
     """
     if remaining <= 0 or item_elapsed_s < INLINE_ITEM_S:
         return False
@@ -444,7 +455,8 @@ def hand_over_pays(remaining: int, item_elapsed_s: float, mean_s: float | None, 
         return True
     n = min(pool.max_workers, remaining)
     rest_s = remaining * (FIRST_CALL_SHARE * item_elapsed_s if mean_s is None else mean_s)
-    return min(rest_s, item_elapsed_s) + rest_s * (1 - 1 / (n + 1)) > pool.worker_start_s
+    at_once = min(n + 1, max(pool.n_cpus / max(cpu_share, 1e-2), 1.0))
+    return min(rest_s, item_elapsed_s) * min(at_once - 1, 1.0) + rest_s * (1 - 1 / at_once) > pool.worker_start_s
 
 
 def first_starts(remaining: int, pool: PoolState) -> int:

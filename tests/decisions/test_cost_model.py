@@ -191,6 +191,14 @@ def test_cpu_time_of_several_cpus_counts_and_a_little_more_than_one_is_noise(mod
     assert [found.cpu_share for name in "fg" if (found := model.lookup(name)) is not None] == [pytest.approx(1.9), 1.0]
 
 
+def test_a_cpu_clock_that_is_late_by_a_tick_hides_no_second_cpu(model: CostModel) -> None:
+    for elapsed_s, cpu_s in ((6.5e-3, 14.5e-3), (3.7e-3, 7.8e-3), (3.6e-3, 3.7e-3)):
+        model.observe("f", 1, elapsed_s, cpu_s)
+    found = model.lookup("f")
+    assert found is not None
+    assert found.cpu_share > 1.7
+
+
 def test_what_a_function_takes_to_load_is_remembered_at_its_longest() -> None:
     model = CostModel()
     assert model.load_s("f") is None

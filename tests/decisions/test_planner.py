@@ -7,7 +7,15 @@ import pytest
 from amorsize_executor.decisions import planner
 from amorsize_executor.decisions.cost_model import FunctionCost
 from amorsize_executor.decisions.plan import Plan, format_time
-from amorsize_executor.decisions.planner import PoolState, chunk_size, inline_batch, parallel_cost, plan_map
+from amorsize_executor.decisions.planner import (
+    PoolState,
+    chunk_size,
+    hand_over_pays,
+    inline_batch,
+    missed_s,
+    parallel_cost,
+    plan_map,
+)
 
 COLD = PoolState(n_ready=0, max_workers=4, n_cpus=4, worker_start_s=0.1)
 WARM = COLD._replace(n_ready=4)
@@ -254,3 +262,30 @@ def test_a_worker_that_loads_where_no_cpu_is_free_takes_half_of_that_from_the_ma
     pool = PoolState(n_ready=1, max_workers=2, n_cpus=2, worker_start_s=1.0, load_s=1.0)
     assert parallel_cost(1000, cost(0.01), 2, pool, inline=True).start_s == pytest.approx(0.5, abs=0.1)
     assert parallel_cost(1000, cost(0.01), 2, pool._replace(n_ready=0), inline=True).start_s > 0.6  # alone till then
+
+
+def test_an_item_that_keeps_all_cpus_busy_hands_nothing_over_to_workers_that_must_start() -> None:
+    pool = COLD._replace(n_cpus=2, max_workers=2)
+    assert hand_over_pays(50, 10e-3, 5e-3, pool)
+    assert not hand_over_pays(50, 10e-3, 5e-3, pool, cpu_share=2.0)
+    assert hand_over_pays(50, pool.worker_start_s, 5e-3, pool, cpu_share=2.0)  # as long as a start takes
+    assert hand_over_pays(50, 10e-3, 5e-3, WARM, cpu_share=4.0)
+
+
+def test_items_that_wait_are_handed_over_sooner() -> None:
+    pool = COLD._replace(n_cpus=2, max_workers=8)
+    assert not hand_over_pays(20, 10e-3, 8e-3, pool, cpu_share=1.0)
+    assert hand_over_pays(20, 10e-3, 8e-3, pool, cpu_share=0.1)
+
+
+@pytest.mark.parametrize("pool", [COLD._replace(n_cpus=2, max_workers=2), WARM._replace(n_cpus=2, max_workers=2)])
+def test_items_that_have_nearly_all_cpus_stay_where_they_are(pool: PoolState) -> None:
+    nearly, half = cost(4e-3, cpu_share=1.75), cost(4e-3, cpu_share=1.0)
+    assert plan(500, 4e-3, pool, cpu_share=1.75).is_serial
+    assert missed_s(plan(500, 4e-3, pool, cpu_share=1.75), nearly, pool) == 0.0
+    assert not plan(500, 4e-3, pool).is_serial
+    assert missed_s(plan(500, 4e-3, pool)._replace(n_workers=0), half, pool) > 0.0
+
+
+def test_items_with_two_cpus_each_still_share_eight() -> None:
+    assert plan(500, 4e-3, WARM._replace(n_cpus=8, max_workers=8, n_ready=8), cpu_share=2.0).n_workers > 1
