@@ -671,8 +671,10 @@ class Maps:
         plan, scheduler = job.plan, self._engine.scheduler
         assert plan is not None
         cost = self._engine.cost_model.lookup(job.function.key, in_map=True)
-        if cost is not None and job.line is not None:  # the giants were first: they tell little of the others
-            cost = cost._replace(mean_s=job.expected_s(scheduler.next_item(job.job_id), cost.mean_s))
+        if cost is not None and job.line is not None:
+            # Giants tell little of the others, and a tiny item little of those behind it.
+            next_s = job.expected_s(scheduler.next_item(job.job_id), cost.mean_s)
+            cost = cost._replace(mean_s=max(next_s, min(cost.mean_s, planner.INLINE_ITEM_S)))
         key, until_help_s = job.function.key, scheduler.until_help_s(job.job_id, time.perf_counter())
         if self._engine.is_cluster and scheduler.n_ready and cost is not None and cost.mean_s > planner.INLINE_ITEM_S:
             # All that workers are sent and send would wait for an item here that holds the interpreter lock.

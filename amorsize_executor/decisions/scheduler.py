@@ -284,7 +284,9 @@ class Scheduler:
             return None
         if job.returned:
             return job.returned[0]
-        return job.next if job.next < job.n_items else None
+        if job.next < job.n_items:
+            return job.next
+        return job.giants[0][0] if job.giants else None
 
     def waiting_items(self, job_id: int) -> list[int]:
         """Items of a map that were not given out yet."""
@@ -434,7 +436,11 @@ class Scheduler:
         if job.returned:
             first = job.returned.popleft()
             return range(first, first + 1)
-        return job.take_next(most)
+        taken = job.take_next(most)
+        if not taken and job.giants:
+            first, _ = job.giants.popleft()
+            return range(first, first + 1)
+        return taken
 
     def take_for_caller(self, job_id: int, now: float) -> list[Action]:
         """The caller has nothing to do: take back what it may run of a map, if some worker has much of it."""

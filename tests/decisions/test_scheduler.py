@@ -714,6 +714,22 @@ def test_long_items_wait_until_they_have_to_begin() -> None:
     assert pool.runs == Counter({(1, i): 1 for i in range(100)})
 
 
+def test_the_caller_takes_long_items_when_no_others_are_left() -> None:
+    pool = FakePool(1, cost_model=known(0.1))
+    pool.scheduler.add_map(1, "f", 6)
+    pool.scheduler.pull_ahead(1, [(1, 0.9), (5, 1.0)])
+    taken = []
+    while pool.scheduler.n_waiting(1):
+        following = pool.scheduler.next_item(1)
+        items = pool.scheduler.take_inline(1, 2)
+        assert items[0] == following
+        taken += items
+        pool.scheduler.inline_done(1, len(items))
+    assert taken == [0, 2, 3, 4, 5, 1]
+    assert pool.scheduler.next_item(1) is None
+    assert not pool.scheduler.has_map(1)
+
+
 # ---------------------------------------------------------------------- terms
 
 

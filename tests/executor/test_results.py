@@ -91,3 +91,24 @@ def test_the_caller_leaves_long_items_to_a_cluster(
     job = made(30)
     job.function, job.plan = cast(Any, SimpleNamespace(key="f")), cast(Any, SimpleNamespace(n_workers=2))
     assert maps._may_help(job) is helps
+
+
+def test_a_tiny_item_does_not_keep_the_caller_from_helping() -> None:
+    scheduler = SimpleNamespace(
+        n_ready=1,
+        worker_limit=2,
+        n_unbegun=lambda job_id: 20,
+        n_knowing=lambda key: 1,
+        next_item=lambda job_id: 0,
+        until_help_s=lambda job_id, now: None,
+    )
+    model = CostModel()
+    model.observe("f", 10, 20e-3)
+    model.observe_carriage("f", 10, 1e-3, 1000)
+    pool = PoolState(1, 2, 2, 0.02)
+    engine = SimpleNamespace(cost_model=model, scheduler=scheduler, pool_state=lambda: pool, is_cluster=False)
+    job = made(30)
+    job.function, job.plan = cast(Any, SimpleNamespace(key="f")), cast(Any, SimpleNamespace(n_workers=2))
+    job.expected_s = lambda index, otherwise_s: 1e-9  # type: ignore[method-assign]
+    job.line = cast(Any, (0.0, 1e-9))
+    assert Maps(cast(Any, engine))._may_help(job)
