@@ -147,6 +147,9 @@ class CostModel:
     maps, the latest weighing most: the end of a map tells little about the next one's beginning, and in
     parallel the longest items are done last.
 
+    The share of a CPU is the ratio of two sums of the latest observations, of CPU time and of elapsed time, in which
+    each counts 0.8 times as much as the one behind it.
+
     Examples
     --------
     >>> model = CostModel()

@@ -450,12 +450,9 @@ class Scheduler:
         return list(self._rebalance(now, most=1, job_id=job_id))
 
     def n_unbegun(self, job_id: int) -> int:
-        """Items of a map that wait, or that workers have and have not begun, as far as that is known."""
-        job = self._jobs.get(job_id)
-        if job is None:
-            return 0
+        """Items of a map that workers have and have not begun, as far as that is known."""
         given = [rest(self._workers[worker_id]) for worker_id in self._laden]
-        return job.n_waiting + sum([n for pairs in given for chunk, n in pairs if chunk.job_id == job_id])
+        return sum([n for pairs in given for chunk, n in pairs if chunk.job_id == job_id])
 
     def until_help_s(self, job_id: int, now: float) -> float | None:
         """Seconds until one more worker begins with items of a map, as far as one can tell.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import os
 import threading
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -89,8 +88,12 @@ def test_two_threads_that_meet_the_same_buffer_store_it_once(
     store: WarmBlocks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     buffer, epoch = memoryview(np.arange(50_000.0)).cast("B"), Epoch()
-    is_writing, may_write = threading.Event(), threading.Event()
-    write = Block.write
+    is_writing, is_waiting, may_write = threading.Event(), threading.Event(), threading.Event()
+    write, wait = Block.write, store._has_stored.wait
+
+    def told_wait() -> bool:
+        is_waiting.set()
+        return wait()
 
     def slow_write(self: Block, offset: int, data: memoryview) -> None:
         is_writing.set()
@@ -98,13 +101,13 @@ def test_two_threads_that_meet_the_same_buffer_store_it_once(
         write(self, offset, data)
 
     monkeypatch.setattr(Block, "write", slow_write)
+    monkeypatch.setattr(store._has_stored, "wait", told_wait)
     writers, parts = [BlockWriter(store, epoch) for _ in range(2)], []
     threads = [threading.Thread(target=lambda w=w: parts.append(w.store(buffer))) for w in writers]
     threads[0].start()
     assert is_writing.wait(30)
     threads[1].start()
-    while not store._has_stored._waiters:  # type: ignore[attr-defined]
-        time.sleep(0)
+    assert is_waiting.wait(30)
     may_write.set()
     for thread in threads:
         thread.join()
