@@ -680,7 +680,7 @@ class Maps:
             # All that workers are sent and send would wait for an item here that holds the interpreter lock.
             return cost.mean_s <= (until_help_s or 0.0)
         return planner.inline_pays(
-            scheduler.n_waiting(job.job_id) or scheduler.n_unbegun(job.job_id) or 1,
+            max(scheduler.n_waiting(job.job_id) + scheduler.n_unbegun(job.job_id), 1),
             cost,
             min(plan.n_workers or 1, scheduler.worker_limit),
             self._engine.pool_state()._replace(n_ready=scheduler.n_knowing(key)),

@@ -80,6 +80,7 @@ def test_the_caller_leaves_long_items_to_a_cluster(
         n_ready=n_ready,
         worker_limit=8,
         n_waiting=lambda job_id: 20,
+        n_unbegun=lambda job_id: 0,
         n_knowing=lambda key: 1,
         until_help_s=lambda job_id, now: until_help_s,
     )
@@ -98,6 +99,7 @@ def test_a_tiny_item_does_not_keep_the_caller_from_helping() -> None:
         n_ready=1,
         worker_limit=2,
         n_waiting=lambda job_id: 20,
+        n_unbegun=lambda job_id: 0,
         n_knowing=lambda key: 1,
         next_item=lambda job_id: 0,
         until_help_s=lambda job_id, now: None,
