@@ -1,14 +1,17 @@
 """scikit-learn and plain joblib loops on this package's backend, beside joblib's own.
 
-``python -m benchmarks.joblib_backend [--rounds N] [--markdown FILE]``
+``python -m benchmarks.joblib_backend [--processes N] [--rounds N] [--markdown FILE]``
 
-Both backends take turns in one process, in another order each round; medians are quoted. Workers are warm from a first
-round that is not timed. Needs scikit-learn.
+Both backends take turns in a fresh process, in another order each round, and the medians of its rounds are its times;
+workers are warm from a first round that is not timed. Processes differ more from one another than the rounds of one do,
+so there are several, and their medians are quoted: of the times, and of the ratios, with the least and the most of
+these. Needs scikit-learn.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Callable
 from math import exp, log
 from statistics import median
@@ -24,6 +27,8 @@ from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.svm import SVC
 
 from amorsize_executor import register_joblib_backend
+from benchmarks._measure import fresh_interpreter
+from benchmarks._report import machine
 
 BACKENDS = ("loky", "amorsize")
 X, y = load_digits(return_X_y=True)
@@ -87,34 +92,61 @@ def run(backend: str, work: Callable[[], Any]) -> tuple[float, Any]:
         return perf_counter() - started, found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=25)
-    parser.add_argument("--markdown")
-    given = parser.parse_args()
+def measure(rounds: int) -> dict[str, Any]:
+    """Medians of this process's rounds in seconds, by work and backend, and whether the results are the same."""
     register_joblib_backend()
-    lines = ["| work | loky | amorsize | ratio | same results |", "| --- | ---: | ---: | ---: | --- |"]
-    ratios = []
+    found: dict[str, Any] = {}
     for name, work in WORK.items():
         times: dict[str, list[float]] = {backend: [] for backend in BACKENDS}
-        results = {backend: run(backend, work)[1] for backend in BACKENDS}
-        for number in range(given.rounds):
+        results = [run(backend, work)[1] for backend in BACKENDS]
+        for number in range(rounds):
             for backend in BACKENDS if number % 2 else reversed(BACKENDS):
                 times[backend].append(run(backend, work)[0])
-        theirs, ours = median(times["loky"]), median(times["amorsize"])
-        ratios.append(ours / theirs)
-        same = "yes" if results["loky"] == results["amorsize"] else "NO"
-        lines.append(f"| {name} | {theirs * 1e3:.0f} ms | {ours * 1e3:.0f} ms | {ours / theirs:.2f} | {same} |")
-        print(lines[-1], flush=True)
+        found[name] = {backend: median(each) for backend, each in times.items()}
+        found[name]["same"] = all(result == results[0] for result in results)
+    return found
+
+
+def line(name: str, found: list[dict[str, Any]]) -> tuple[str, float]:
+    """A work's line of the table, from what each process found, and its ratio."""
+    ratios = sorted(process["amorsize"] / process["loky"] for process in found)
+    theirs, ours = (median(process[backend] for process in found) for backend in BACKENDS)
+    same = "yes" if all(process["same"] for process in found) else "NO"
+    times = f"{theirs * 1e3:.0f} ms | {ours * 1e3:.0f} ms"
+    spread = f"{ratios[0]:.2f} to {ratios[-1]:.2f}"
+    return f"| {name} | {times} | {median(ratios):.2f} | {spread} | {same} |", median(ratios)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--processes", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--markdown")
+    parser.add_argument("--json", action="store_true", help="only the times of this process")
+    given = parser.parse_args()
+    if given.json:
+        print(json.dumps(measure(given.rounds)))
+        return
+    command = ("-m", "benchmarks.joblib_backend", "--json", "--rounds", str(given.rounds))
+    found = [json.loads(fresh_interpreter(*command)) for _ in range(given.processes)]
+    lines = [
+        "| work | loky | amorsize | ratio | in each process | same results |",
+        "| --- | ---: | ---: | ---: | ---: | --- |",
+    ]
+    ratios = []
+    for name in WORK:
+        text, ratio = line(name, [process[name] for process in found])
+        lines.append(text)
+        ratios.append(ratio)
     for what, some in (("scikit-learn's", ratios[:N_SKLEARN]), ("all", ratios)):
         mean = exp(sum(map(log, some)) / len(some))
-        lines.append(f"| geometric mean, {what} | | | {mean:.2f} | |")
-        print(lines[-1])
+        lines.append(f"| geometric mean, {what} | | | {mean:.2f} | | |")
+    print("\n".join(lines))
     if given.markdown:
         with open(given.markdown, "w", encoding="utf-8") as file:
-            file.write(
-                f"# joblib's loops on this backend and on joblib's own\n{(__doc__ or '').split(chr(10), 1)[1]}\n"
-            )
+            introduction = (__doc__ or "").split("\n", 1)[1]
+            file.write(f"# joblib's loops on this backend and on joblib's own\n{introduction}\n")
+            file.write(f"Measured on: {machine()}; {given.processes} processes of {given.rounds} rounds.\n\n")
             file.write("\n".join(lines) + "\n")
 
 
