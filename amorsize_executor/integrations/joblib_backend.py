@@ -5,8 +5,10 @@ the process, one for each number of jobs and threads, so workers stay warm from 
 shared as in any other task: joblib's own dumping of arrays to files is not used, so tasks may write into theirs, and
 `max_nbytes`, `mmap_mode` and `temp_folder` have nothing to act on.
 
-What joblib does when a batch is done runs in a thread of the loop: it takes the next calls from the user's iterator,
-which may be slow, wait for other tasks, or have loops of its own, and must not hold up the executor or another loop.
+What joblib does when a batch is done takes the next calls from the user's iterator, which may be slow, wait for other
+tasks, or have loops of its own, and must not hold up the executor or another loop. The caller does it while it waits
+for a list: it then sleeps until a batch is done, where joblib looks a hundred times a second whether one is. For a
+generator, whose user may be elsewhere, and under a time limit, which joblib watches, it runs in a thread of the loop.
 """
 
 from __future__ import annotations
@@ -15,8 +17,9 @@ import os
 import threading
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from multiprocessing import current_process
 from queue import SimpleQueue
 from typing import Any, NamedTuple
@@ -149,9 +152,10 @@ def _failed(error: BaseException) -> Future[Any]:
 
 
 class _Loop:
-    """What one loop has: an executor on loan, tasks, and a thread that runs its callbacks one after the other.
+    """What one loop has: an executor on loan, tasks, and who runs its callbacks one after the other.
 
-    The thread is a daemon: if the loop is given up, it may be in the user's iterator, for which nobody should wait.
+    That is the caller, if it only waits, or a thread. This is a daemon: if the loop is given up, it may be in the
+    user's iterator, for which nobody should wait.
 
     Parameters
     ----------
@@ -164,6 +168,8 @@ class _Loop:
     def __init__(self, shared: _Shared, parallel: Any) -> None:
         self._shared = shared
         self._parallel = parallel
+        self._is_callers = not parallel.return_generator and parallel.timeout is None
+        self._n_waiting = 0  # tasks whose callbacks have not been run, where the caller runs them
         self._futures: set[Future[Any]] = set()  # not done; each is added and discarded at once
         self._waiting: SimpleQueue[tuple[_Callback, Future[Any]] | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
@@ -178,7 +184,10 @@ class _Loop:
             future = _failed(error)
         self._futures.add(future)
         future.add_done_callback(self._futures.discard)
-        if callback is not None:
+        if callback is not None and self._is_callers:
+            self._n_waiting += 1
+            future.add_done_callback(lambda done: self._waiting.put((callback, done)))
+        elif callback is not None:
             if self._thread is None or not self._thread.is_alive():  # as in the child of a fork
                 self._thread = threading.Thread(target=self._run_callbacks, name="amorsize-joblib", daemon=True)
                 self._thread.start()
@@ -197,6 +206,17 @@ class _Loop:
                 # Nobody waits for a callback. So joblib gets a batch that fails with this before it runs.
                 self._parallel.dispatch_one_batch(iter([(_run, (), {})]))
             del task, callback, future  # no result is kept until the next one comes
+
+    def wait(self) -> None:
+        """Run callbacks until all is done or has failed, in the caller; what they raise is the caller's."""
+        while self._is_callers and self._n_waiting and not self._parallel._aborting:
+            task = self._waiting.get()
+            if task is None:  # the loop was given up
+                return
+            callback, future = task
+            self._n_waiting -= 1
+            callback(future)
+            del task, callback, future
 
     def end(self) -> None:
         """All is done."""
@@ -288,6 +308,13 @@ class AmorsizeBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
     def retrieve_result_callback(self, out: Future[Any]) -> Any:
         """Results of a batch, or its exception."""
         return out.result()
+
+    @contextmanager
+    def retrieval_context(self) -> Iterator[None]:
+        """What joblib enters, in the caller, when it has dispatched the first calls and waits for results."""
+        if self._loop is not None:
+            self._loop.wait()
+        yield
 
     def terminate(self) -> None:
         """The loop is over; its workers stay for the next."""

@@ -249,6 +249,11 @@ def _tell_pid_and_wait(started: Signal, told: str, go: Signal) -> int:
     return os.getpid()
 
 
+def _wait(started: Signal, go: Signal) -> None:
+    started.give()
+    go.take()
+
+
 def _fail_after(started: Signal) -> None:
     started.take()
     raise ValueError("bad")
@@ -279,6 +284,31 @@ def test_the_iterator_may_wait_for_the_same_workers() -> None:
             yield joblib.delayed(square)(squared)
 
     assert joblib.Parallel()(calls()) == [x**4 for x in range(20)]
+
+
+@pytest.mark.parametrize(
+    ("options", "is_callers"),
+    [({}, True), ({"return_as": "generator"}, False), ({"timeout": LIMIT_S}, False)],
+    ids=["list", "generator", "time limit"],
+)
+def test_who_only_waits_reads_the_iterator(options: dict[str, Any], is_callers: bool) -> None:
+    readers = []
+
+    def calls() -> Iterator[Any]:
+        for x in range(10):
+            readers.append(threading.current_thread())
+            yield joblib.delayed(square)(x)
+
+    results = joblib.Parallel(pre_dispatch=2, batch_size=1, **options)(calls())
+    assert list(results) == [x * x for x in range(10)]
+    assert (set(readers[2:]) == {threading.current_thread()}) is is_callers
+
+
+def test_nobody_waits_for_the_others_when_a_call_has_failed(make_signal: Callable[[], Signal]) -> None:
+    started, never = make_signal(), make_signal()
+    calls = [joblib.delayed(_wait)(started, never), joblib.delayed(_fail_after)(started)]
+    with pytest.raises(ValueError, match="bad"):
+        joblib.Parallel()(calls)
 
 
 def test_an_iterator_that_waits_holds_up_no_other_loop() -> None:
