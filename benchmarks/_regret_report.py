@@ -6,7 +6,7 @@ import platform
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from statistics import median
+from statistics import geometric_mean, median
 from typing import Any
 
 from benchmarks._regret_contenders import MEANING, OURS, PEERS, SERIAL
@@ -75,12 +75,20 @@ def _summary(fields: Sequence[Field]) -> Table:
         rows += [
             _judged(f"regret, geometric mean, {mode}", mean, MEAN_TARGETS[mode]),
             _judged(f"regret, worst, {mode} ({worst.race.name})", worst.regret, WORST_TARGETS[mode]),
+            *_held_out_rows(of_mode, mode),
             [f"slower than the loop, {mode}", str(len(slower)), "0", _verdict(not slower)],
             [f"fastest of all, {mode}", f"{fastest} of {len(of_mode)}", "", ""],
         ]
     rows += _forecast_rows([field for field in fields if field.forecasts])
     tolerated = f"{TOLERATED_SHARE:.0%} and {seconds(TOLERATED_S)}"
     return Table("Summary", ["measure", "value", "target", "reached"], rows, f"Slower: by more than {tolerated}.")
+
+
+def _held_out_rows(fields: Sequence[Field], mode: str) -> list[list[str]]:
+    values = [value for field in fields if (value := field.held_out_regret) is not None]
+    if len(values) < len(fields):
+        return []
+    return [[f"the same, the best picked by the other rounds, {mode}", f"{geometric_mean(values):.3f}", "", ""]]
 
 
 def _judged(measure: str, value: float, target: float) -> list[str]:
@@ -129,11 +137,17 @@ def _workloads(fields: Sequence[Field], mode: str) -> Table:
                 best.name,
                 seconds(field.seconds(OURS)),
                 ratio(field.regret) + " *" * (field.regret > WORST_TARGETS[mode]),
+                "" if field.held_out_regret is None else ratio(field.held_out_regret),
                 ratio(field.over_serial) + " *" * field.is_slower_than_serial,
             ]
         )
-    header = ["workload", "task", "serial", "best", "who", "ours", "regret", "ours / serial"]
-    return Table(f"Regret by workload, {mode}", header, rows, "*: misses the target.")
+    header = ["workload", "task", "serial", "best", "who", "ours", "regret", "held out", "ours / serial"]
+    return Table(
+        f"Regret by workload, {mode}",
+        header,
+        rows,
+        "*: misses the target. Held out: in each round the best is picked by the others; the median.",
+    )
 
 
 def _families(fields: Sequence[Field], mode: str) -> Table:

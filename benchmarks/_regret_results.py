@@ -97,6 +97,24 @@ class Field:
         return self.seconds(OURS) / self.best[1]
 
     @property
+    def held_out_regret(self) -> float | None:
+        """Regret without the luck of who is picked; None with less than two rounds.
+
+        In each round our time over that of whoever was best in all the other rounds, and of these the median. The best
+        of many medians is the luckiest, too (J. E. Smith, R. L. Winkler: The optimizer's curse, Management Science 52,
+        2006); what it takes in a round that had no part in its choice is what one who has tuned by hand will see.
+        """
+        ours = self.samples[Contender(OURS)]
+        others = [t for c, t in self.samples.items() if c.family != OURS and len(t) == len(ours)]
+        if len(ours) < 2:
+            return None
+        ratios = []
+        for number, our_s in enumerate(ours):
+            best = min(others, key=lambda taken_s: median(taken_s[:number] + taken_s[number + 1 :]))
+            ratios.append(our_s / best[number])
+        return median(ratios)
+
+    @property
     def over_serial(self) -> float:
         """Our time over the loop's."""
         return self.seconds(OURS) / self.seconds(SERIAL)

@@ -11,7 +11,8 @@ turns in another order each round, and medians over rounds are quoted. "Everythi
 which a program imports when it starts its first worker: 25 ms here.
 
 The best of many is chosen after the fact, by the same times that are quoted: where several are equally fast, noise
-makes the best one look faster than any of them is. That counts against us.
+makes the best one look faster than any of them is. That counts against us. Beside it stands what they take in rounds
+that had no part in the choice.
 """
 
 from __future__ import annotations

@@ -362,7 +362,7 @@ class Scheduler:
             chunk.given_at = chunk.progress_at = now
             worker.chunks[self._ids] = chunk
             worker.n_given += 1
-            if ends_soon(chunk) and not self._should_leave(worker):
+            if self._ends_soon(worker) and not self._should_leave(worker):
                 self._partial[worker_id] = None
             if self._max_tasks_per_child is None:
                 return [SendChunk(worker_id, chunk)]
@@ -576,6 +576,9 @@ class Scheduler:
         if not chunk.is_over:
             if worker_id in self._laden and not rest(worker):
                 del self._laden[worker_id]
+            if len(worker.chunks) < _DEPTH and worker_id not in self._partial and self._ends_soon(worker):
+                self._place(worker_id, worker, now)
+                return self._act(now) if worker_id in self._partial else []
             return []
         return self._close(worker_id, worker, chunk, now)
 
@@ -1665,8 +1668,12 @@ class Scheduler:
             return
         if not worker.chunks:
             self._idle[worker_id] = None
-        elif len(worker.chunks) < _DEPTH and ends_soon(next(iter(worker.chunks.values()))):
+        elif len(worker.chunks) < _DEPTH and self._ends_soon(worker):
             self._partial[worker_id] = None
+
+    def _ends_soon(self, worker: Worker) -> bool:
+        """Whether another chunk may wait behind the one that a worker runs."""
+        return ends_soon(next(iter(worker.chunks.values())), self._cost_model.chunk_overhead_s)
 
     def _unfile(self, worker_id: int) -> None:
         self._idle.pop(worker_id, None)

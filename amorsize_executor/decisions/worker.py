@@ -11,9 +11,10 @@ from typing import NamedTuple
 
 from .work import Chunk
 
-#: A chunk waits behind another one only if that lasts at most this long by prediction, in seconds: beyond, the
-#: round trip it hides is under 1 %.
+#: A chunk waits behind another one if what is left of that lasts at most this long by prediction, in seconds, or so
+#: many times what a chunk costs beyond its items: beyond, the round trip it hides is about 1 %.
 _PREFETCH_BELOW_S = 0.12
+_PREFETCH_OVERHEADS = 100
 
 
 class State(Enum):
@@ -84,9 +85,12 @@ class WorkerView(NamedTuple):
     leaves_because: str | None
 
 
-def ends_soon(chunk: Chunk) -> bool:
-    """Whether another chunk may wait behind this one."""
-    return not chunk.loads and chunk.expected_s is not None and chunk.expected_s <= _PREFETCH_BELOW_S
+def ends_soon(chunk: Chunk, overhead_s: float) -> bool:
+    """Whether another chunk may wait behind this one, where a chunk costs `overhead_s` seconds beyond its items."""
+    if chunk.loads:
+        return False
+    rest_s = chunk.rest_s
+    return rest_s is not None and rest_s <= max(_PREFETCH_BELOW_S, _PREFETCH_OVERHEADS * overhead_s)
 
 
 def rest(worker: Worker) -> list[tuple[Chunk, int]]:

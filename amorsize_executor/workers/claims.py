@@ -32,6 +32,11 @@ class ClaimFile:
         """Take up to `most` tickets; returns how many there were."""
         return len(os.read(self.fd, most))
 
+    @property
+    def n_left(self) -> int:
+        """Tickets that nobody has taken."""
+        return MOST_TICKETS - os.lseek(self.fd, 0, os.SEEK_CUR)
+
     def close(self) -> None:
         """Close the descriptor."""
         os.close(self.fd)

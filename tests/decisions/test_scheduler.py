@@ -129,6 +129,29 @@ def test_one_chunk_waits_behind_a_short_one() -> None:
     assert pool.items(worker) == [[0], [1]]
 
 
+@pytest.mark.parametrize(("item_s", "depth"), [(0.45, 2), (0.55, 1)])
+def test_more_waits_behind_a_chunk_where_chunks_cost_more(item_s: float, depth: int) -> None:
+    model = CostModel(chunk_overhead_s=5e-3)  # as on a cluster
+    model.observe("f", 100, 100 * item_s)
+    pool = FakePool(1, cost_model=model)
+    pool.start(1)
+    pool.submit(*range(10))
+    (worker,) = pool.ready
+    assert len(pool.chunks[worker]) == depth
+
+
+def test_the_next_chunk_comes_when_little_is_left_of_a_long_one() -> None:
+    pool = FakePool(1, cost_model=known(0.1))
+    pool.map(1, 12, n_workers=1, chunksize=4)
+    pool.answer()
+    (worker,) = pool.ready
+    depths = []
+    for _ in range(4):
+        depths.append(len(pool.chunks[worker]))
+        pool.finish(worker, 1)
+    assert depths == [1, 1, 1, 2]
+
+
 def test_worker_with_a_long_task_does_not_keep_others_from_having_a_chunk_in_reserve() -> None:
     model = known(5e-3)
     model.observe("long", 1, 100.0)

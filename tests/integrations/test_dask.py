@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import logging
 import operator
 import os
@@ -74,6 +75,14 @@ def mortal() -> Iterator[Client]:
     """A cluster whose workers are killed, and come back."""
     with cluster(2) as found:
         yield found
+
+
+def wait_for_file(path: str) -> str:
+    if path:
+        until(lambda: os.path.exists(path))
+    else:
+        time.sleep(0.06)  # as a long item does
+    return path
 
 
 def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
@@ -180,6 +189,75 @@ def test_items_are_read_as_results_are_taken(executor: AmorsizeExecutor) -> None
     assert next(results) == 0
     assert len(read) <= 22
     assert list(results) == [x * x for x in range(1, 100)]
+
+
+@pytest.mark.parametrize(
+    ("n_items", "elapsed_s", "n_left", "is_enough"),
+    [
+        (1, 0.1, 2, True),  # one that it is about to begin, and one that waits
+        (1, 0.1, 1, False),
+        (100, 0.1, 60, True),
+        (100, 0.1, 50, False),  # 49 ms
+        (1, 30.0, 2, True),
+        (0, 0.1, 10, False),
+    ],
+)
+def test_results_may_wait_while_their_worker_has_enough_to_do(
+    n_items: int, elapsed_s: float, n_left: int, is_enough: bool, tmp_path: pathlib.Path
+) -> None:
+    from amorsize_executor.integrations.dask_engine.host import _Agent
+    from amorsize_executor.workers import claims, protocol
+
+    ours, theirs = socket.socketpair()
+    agent = _Agent(1, ours, str(tmp_path / "report"))
+    try:
+        agent.claims += [claims.create(), claims.create()]
+        agent.claims[1].offer(n_left)
+        results = (protocol.RESULTS, 7, 0, n_items, int(elapsed_s * 1e9), -1, [])
+        assert agent.has_rest(results) is is_enough
+        assert not agent.has_rest((protocol.CUT, 7))
+    finally:
+        agent.close()
+        theirs.close()
+
+
+def test_a_result_does_not_wait_for_a_long_item_behind_it(executor: AmorsizeExecutor, tmp_path: pathlib.Path) -> None:
+    go = tmp_path / "go"
+    results = executor.map(wait_for_file, [""] * 12 + [str(go)] * 2)
+    assert [next(results) for _ in range(12)] == [""] * 12  # while the others run, in both workers
+    go.touch()
+    assert list(results) == [str(go)] * 2
+
+
+@pytest.mark.parametrize("direct", [None, False])
+def test_dask_workers_are_reached_directly_where_that_is_possible(client: Client, direct: bool | None) -> None:
+    from amorsize_executor.integrations.dask_engine.pool import _DirectActor
+
+    with (
+        Client(client.scheduler.address, direct_to_workers=direct) as other,
+        AmorsizeExecutor(engine=other, inline="never") as executor,
+    ):
+        executor.warm_up()
+        assert list(executor.map(square, range(50))) == [x * x for x in range(50)]
+        (pool,) = (found for found in gc.get_objects() if type(found) is DaskPool and found._client is other)
+        links = list(pool._links.values())
+        until(lambda: all(link.about for link in links))
+        if direct is None:
+            until(lambda: all(isinstance(link.actor, _DirectActor) for link in links))
+        assert list(executor.map(square, range(50))) == [x * x for x in range(50)]
+        assert {isinstance(link.actor, _DirectActor) for link in links} == {direct is None}
+
+
+def test_dask_workers_that_cannot_be_reached_work_through_the_scheduler(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(address: str) -> Any:
+        raise OSError(f"no route to {address}")
+
+    with Client(client.scheduler.address) as other, monkeypatch.context() as patch:
+        patch.setattr(other, "rpc", refuse)
+        with AmorsizeExecutor(engine=other, inline="never") as executor:
+            assert list(executor.map(square, range(50))) == [x * x for x in range(50)]
 
 
 def test_several_iterables(executor: AmorsizeExecutor) -> None:

@@ -29,6 +29,14 @@ def test_as_many_are_taken_as_were_offered(tickets: claims.ClaimFile) -> None:
     assert tickets.take(claims.MOST_TICKETS) == claims.MOST_TICKETS
 
 
+def test_either_side_sees_how_many_are_left(tickets: claims.ClaimFile) -> None:
+    other = claims.ClaimFile(os.dup(tickets.fd))
+    tickets.offer(10)
+    other.take(3)
+    assert (tickets.n_left, other.n_left, other.take(10), tickets.n_left) == (7, 7, 7, 0)
+    other.close()
+
+
 def test_what_one_descriptor_takes_is_gone_for_its_copies(tickets: claims.ClaimFile) -> None:
     other = claims.ClaimFile(os.dup(tickets.fd))
     tickets.offer(10)

@@ -13,6 +13,9 @@ that let items be taken back.
 What it marks stands in a file beside the Dask worker's folder, so that it can be read after the worker's death, when
 Dask clears the folder away.
 
+Each message takes a millisecond of processors that tasks could use. So results wait for others as long as their worker
+has enough to do, and not for long.
+
 If nobody polls any more, the executor is gone: all its workers leave.
 """
 
@@ -42,6 +45,9 @@ POLL_S = 10.0
 _WATCH_S = 0.2
 #: ... and after so long without a poll, in seconds, the workers leave.
 _LEASE_S = 60.0
+#: Results wait for others at most this long, in seconds, while what their worker has not begun will take so long.
+_HOLD_S = 0.2
+_HOLD_REST_S = 0.05
 #: A worker waits this long for its host, which the scheduler has run before it, in seconds.
 _HOST_S = 10.0
 #: Messages of a host, beside those of workers.
@@ -102,6 +108,14 @@ class _Agent:
         self.claims: list[claims.ClaimFile] = []
         self.wants_write = False
 
+    def has_rest(self, message: tuple[Any, ...]) -> bool:
+        """Whether, by results that it sends, the worker has enough to do for now."""
+        if message[0] not in (protocol.RESULTS, protocol.OUTCOMES):
+            return False
+        n_items, elapsed_s = int(message[3]), message[4] * 1e-9
+        n_left = sum([claim_file.n_left for claim_file in self.claims]) - 1  # it is about to begin one of them
+        return n_items > 0 and n_left * elapsed_s / n_items >= _HOLD_REST_S
+
     def close(self) -> None:
         self.channel.close()
         self.reader.close()
@@ -139,7 +153,8 @@ class Host:
         self._blocks: dict[int, int] = {}  # descriptors
         self._block_users: dict[int, set[int]] = {}
         self._outbox: list[tuple[int, tuple[Any, ...], Any]] = []
-        self._has_news = asyncio.Event()
+        self._has_news = asyncio.Event()  # something in the outbox should not wait
+        self._holding: asyncio.TimerHandle | None = None
         self._receiver = Receiver()
         self._unpolled_s = 0.0
         self._is_leaving = False
@@ -158,11 +173,14 @@ class Host:
     async def poll(self) -> list[tuple[int, tuple[Any, ...], Any]]:
         """What workers have sent, as soon as there is something: (worker, message, content of its block or None)."""
         self._unpolled_s = 0.0
-        if not self._outbox and not self._is_closed:
+        if not self._has_news.is_set() and not self._is_closed:
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._has_news.wait(), POLL_S)
         self._unpolled_s = 0.0
         self._has_news.clear()
+        if self._holding is not None:
+            self._holding.cancel()
+            self._holding = None
         sent, self._outbox = self._outbox, []
         return sent
 
@@ -234,9 +252,12 @@ class Host:
 
     # ------------------------------------------------------------------ in the event loop
 
-    def _tell(self, worker_id: int, message: tuple[Any, ...], content: Any = None) -> None:
+    def _tell(self, worker_id: int, message: tuple[Any, ...], content: Any = None, *, can_wait: bool = False) -> None:
         self._outbox.append((worker_id, message, content))
-        self._has_news.set()
+        if not can_wait:
+            self._has_news.set()
+        elif self._holding is None:
+            self._holding = self._loop.call_later(_HOLD_S, self._has_news.set)
 
     def _attach(self, agent: _Agent) -> None:
         if agent.worker_id in self._unwanted or self._is_closed:
@@ -256,9 +277,9 @@ class Host:
             self._end(agent)
             return
         for message, block_fd in agent.reader.feed(data, fds):
-            self._forward(agent.worker_id, message, block_fd)
+            self._forward(agent, message, block_fd)
 
-    def _forward(self, worker_id: int, message: tuple[Any, ...], block_fd: int | None) -> None:
+    def _forward(self, agent: _Agent, message: tuple[Any, ...], block_fd: int | None) -> None:
         if message[0] == protocol.MEMORY:  # that of the whole Dask worker, which Dask looks after
             return
         content = None
@@ -271,7 +292,7 @@ class Host:
             finally:
                 os.close(block_fd)
             message = (*message[:7], 0) if message[0] == protocol.OUTCOMES else message  # its block is not used again
-        self._tell(worker_id, message, content)
+        self._tell(agent.worker_id, message, content, can_wait=agent.has_rest(message))
 
     def _post(self, agent: _Agent, frame: Frame) -> None:
         if not agent.channel.post(frame) and not agent.wants_write:

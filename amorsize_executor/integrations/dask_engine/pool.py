@@ -29,7 +29,7 @@ from collections.abc import Callable, Coroutine
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from distributed import Client, Future
+from distributed import Actor, Client, Future
 from distributed.comm import get_address_host
 
 from ...workers import blocks, protocol
@@ -46,6 +46,8 @@ _UNUSED_S = 1.0
 _BATCH_NBYTES = 32 << 20
 #: Others that may read what a dead worker has marked must answer within this, in seconds.
 _REPORT_S = 2.0
+#: A Dask worker that can be reached directly answers within this, in seconds.
+_REACH_S = 2.0
 #: The end of a pool waits this long for the cluster, in seconds.
 _CLOSE_S = 5.0
 #: Actors come before everything else that waits in a Dask worker.
@@ -60,6 +62,14 @@ class _Everything:
 
 
 _EVERYTHING = _Everything()
+
+
+class _DirectActor(Actor):  # type: ignore[misc]  # distributed has no types for it
+    """An actor that is called on a connection to its Dask worker, as with the client's `direct_to_workers`."""
+
+    @property
+    def _worker_rpc(self) -> Any:
+        return self._client.rpc(self._address)
 
 
 class _Link:
@@ -431,11 +441,18 @@ class DaskPool:
             self._inbox.put(("ended", worker_id, error))
 
     async def _ask(self, link: _Link) -> None:
-        """Know where a Dask worker is."""
+        """Know where a Dask worker is, and whether it can be reached without going through the scheduler."""
         try:
             link.about = await link.actor.describe()
         except Exception as error:
             await self._lose(link, f"{type(error).__name__}: {error}")
+            return
+        if self._client.direct_to_workers is False:  # by the user's wish
+            return
+        with contextlib.suppress(Exception):  # behind a firewall, in a network of its own: the scheduler passes it on
+            await asyncio.wait_for(self._client.rpc(link.address).identity(), _REACH_S)
+            if link.actor is not None:
+                link.actor.__class__ = _DirectActor
 
     async def _send(self, link: _Link) -> None:
         """Send a Dask worker what is for it."""
