@@ -88,7 +88,7 @@ def _held_out_rows(fields: Sequence[Field], mode: str) -> list[list[str]]:
     values = [value for field in fields if (value := field.held_out_regret) is not None]
     if len(values) < len(fields):
         return []
-    return [[f"the same, the best picked by the other rounds, {mode}", f"{geometric_mean(values):.3f}", "", ""]]
+    return [[f"regret, geometric mean, held out, {mode}", f"{geometric_mean(values):.3f}", "", ""]]
 
 
 def _judged(measure: str, value: float, target: float) -> list[str]:
