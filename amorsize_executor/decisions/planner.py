@@ -302,6 +302,11 @@ def _worker_counts(most: int) -> list[int]:
     return [*counts, most] if most else []
 
 
+def longest_chunk_s(overhead_s: float) -> float:
+    """How long a chunk of short items may take, in seconds, if it costs `overhead_s` seconds beyond its items."""
+    return max(MAX_CHUNK_S, overhead_s / _LEAST_OVERHEAD_SHARE)
+
+
 def chunk_size(
     remaining: int,
     n_workers: int,
@@ -350,7 +355,7 @@ def chunk_size(
     factor = max(1 + b * b + b * math.sqrt(b * b + 2), LEAST_FACTOR)
     share = math.ceil(remaining / (factor * n_workers))
     size = max(share, min(least, -(-remaining // n_workers)))
-    longest_s = max(MAX_CHUNK_S, overhead_s / _LEAST_OVERHEAD_SHARE) if known else FIRST_CHUNK_S
+    longest_s = longest_chunk_s(overhead_s) if known else FIRST_CHUNK_S
     size = min(size, max(int(longest_s / item_s), 1))
     if nbytes >= 1:
         size = min(size, max(int(MAX_CHUNK_NBYTES / nbytes), 1))

@@ -9,12 +9,13 @@ from collections.abc import Hashable
 from enum import Enum
 from typing import NamedTuple
 
+from .planner import longest_chunk_s
 from .work import Chunk
 
-#: A chunk waits behind another one if what is left of that lasts at most this long by prediction, in seconds, or so
-#: many times what a chunk costs beyond its items: beyond, the round trip it hides is about 1 %.
-_PREFETCH_BELOW_S = 0.12
-_PREFETCH_OVERHEADS = 100
+#: A chunk waits behind another one if what is left of that lasts at most so many times, by prediction, what the planner
+#: makes the longest chunk: whoever has such chunks needs the next one in time, and behind longer ones the round trip
+#: that this hides is under 1 %.
+_PREFETCH_CHUNKS = 1.2
 
 
 class State(Enum):
@@ -90,7 +91,7 @@ def ends_soon(chunk: Chunk, overhead_s: float) -> bool:
     if chunk.loads:
         return False
     rest_s = chunk.rest_s
-    return rest_s is not None and rest_s <= max(_PREFETCH_BELOW_S, _PREFETCH_OVERHEADS * overhead_s)
+    return rest_s is not None and rest_s <= _PREFETCH_CHUNKS * longest_chunk_s(overhead_s)
 
 
 def rest(worker: Worker) -> list[tuple[Chunk, int]]:

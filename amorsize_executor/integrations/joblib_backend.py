@@ -184,11 +184,10 @@ class _Loop:
             future = _failed(error)
         self._futures.add(future)
         future.add_done_callback(self._futures.discard)
-        if callback is not None and self._is_callers:
-            self._n_waiting += 1
-            future.add_done_callback(lambda done: self._waiting.put((callback, done)))
-        elif callback is not None:
-            if self._thread is None or not self._thread.is_alive():  # as in the child of a fork
+        if callback is not None:
+            if self._is_callers:
+                self._n_waiting += 1
+            elif self._thread is None or not self._thread.is_alive():  # as in the child of a fork
                 self._thread = threading.Thread(target=self._run_callbacks, name="amorsize-joblib", daemon=True)
                 self._thread.start()
             future.add_done_callback(lambda done: self._waiting.put((callback, done)))

@@ -129,7 +129,7 @@ def test_one_chunk_waits_behind_a_short_one() -> None:
     assert pool.items(worker) == [[0], [1]]
 
 
-@pytest.mark.parametrize(("item_s", "depth"), [(0.45, 2), (0.55, 1)])
+@pytest.mark.parametrize(("item_s", "depth"), [(0.55, 2), (0.65, 1)])
 def test_more_waits_behind_a_chunk_where_chunks_cost_more(item_s: float, depth: int) -> None:
     model = CostModel(chunk_overhead_s=5e-3)  # as on a cluster
     model.observe("f", 100, 100 * item_s)

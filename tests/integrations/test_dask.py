@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import gc
@@ -29,7 +30,9 @@ distributed = pytest.importorskip("distributed")
 from distributed import Client, LocalCluster, get_worker  # noqa: E402
 
 from amorsize_executor import AmorsizeExecutor, CostModel, WorkerDied  # noqa: E402
-from amorsize_executor.integrations.dask_engine.pool import DaskPool  # noqa: E402
+from amorsize_executor.integrations.dask_engine import host  # noqa: E402
+from amorsize_executor.integrations.dask_engine.pool import DaskPool, _DirectActor  # noqa: E402
+from amorsize_executor.workers import claims, protocol  # noqa: E402
 
 pytestmark = [
     # Dask's own, when workers are killed or clusters closed.
@@ -79,7 +82,7 @@ def mortal() -> Iterator[Client]:
 
 def wait_for_file(path: str) -> str:
     if path:
-        until(lambda: os.path.exists(path))
+        until(lambda: os.path.exists(path), host.POLL_S / 2)  # else results come since a poll has ended
     else:
         time.sleep(0.06)  # as a long item does
     return path
@@ -205,11 +208,8 @@ def test_items_are_read_as_results_are_taken(executor: AmorsizeExecutor) -> None
 def test_results_may_wait_while_their_worker_has_enough_to_do(
     n_items: int, elapsed_s: float, n_left: int, is_enough: bool, tmp_path: pathlib.Path
 ) -> None:
-    from amorsize_executor.integrations.dask_engine.host import _Agent
-    from amorsize_executor.workers import claims, protocol
-
     ours, theirs = socket.socketpair()
-    agent = _Agent(1, ours, str(tmp_path / "report"))
+    agent = host._Agent(1, ours, str(tmp_path / "report"))
     try:
         agent.claims += [claims.create(), claims.create()]
         agent.claims[1].offer(n_left)
@@ -221,18 +221,39 @@ def test_results_may_wait_while_their_worker_has_enough_to_do(
         theirs.close()
 
 
+def test_what_may_wait_goes_with_the_next_that_may_not_or_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "POLL_S", 1e6)
+    monkeypatch.setattr(host, "_HOLD_S", 0.01)
+
+    async def tell_and_poll() -> None:
+        teller = object.__new__(host.Host)  # without a Dask worker
+        teller._loop, teller._has_news = asyncio.get_running_loop(), asyncio.Event()
+        teller._outbox, teller._holding, teller._is_closed = [], None, False
+        first, second, urgent = (1, ("first",), None), (1, ("second",), None), (2, ("urgent",), None)
+        teller._tell(*first, can_wait=True)
+        poll = asyncio.ensure_future(teller.poll())
+        await asyncio.sleep(0)
+        assert not poll.done()
+        teller._tell(*second, can_wait=True)
+        assert await poll == [first, second]
+        teller._tell(*first, can_wait=True)
+        teller._tell(*urgent)
+        assert await teller.poll() == [first, urgent]
+        assert teller._holding is None
+
+    asyncio.run(tell_and_poll())
+
+
 def test_a_result_does_not_wait_for_a_long_item_behind_it(executor: AmorsizeExecutor, tmp_path: pathlib.Path) -> None:
     go = tmp_path / "go"
-    results = executor.map(wait_for_file, [""] * 12 + [str(go)] * 2)
+    results = executor.map(wait_for_file, [""] * 12 + [str(go)] * 12)
     assert [next(results) for _ in range(12)] == [""] * 12  # while the others run, in both workers
     go.touch()
-    assert list(results) == [str(go)] * 2
+    assert list(results) == [str(go)] * 12
 
 
 @pytest.mark.parametrize("direct", [None, False])
 def test_dask_workers_are_reached_directly_where_that_is_possible(client: Client, direct: bool | None) -> None:
-    from amorsize_executor.integrations.dask_engine.pool import _DirectActor
-
     with (
         Client(client.scheduler.address, direct_to_workers=direct) as other,
         AmorsizeExecutor(engine=other, inline="never") as executor,
