@@ -1003,13 +1003,15 @@ class Dispatcher:
             return  # a record read both from the channel and from a dead worker's memory
         job = self.maps.jobs.get(chunk.job_id) if chunk.job_id is not None else None
         items = chunk.items[offset : offset + n]
-        n_skipped = 0
+        n_skipped, received_s = 0, None
         if not rest:
             code, values = protocol.OUTCOMES, [Failed(no_descriptors()) for _ in items]
         elif code == protocol.OUTCOMES:
             has_block = block_fd is not None and block_fd != LOST
             lease = self.ledger.reader(worker_id, number, block_fd) if block_fd is not None and has_block else no_lease
+            began_s = time.thread_time()
             values, n_skipped = decode_outcomes(job, items, rest[0], lease)
+            received_s = time.thread_time() - began_s
         else:
             values = rest[0]
         if job is not None:
@@ -1049,6 +1051,8 @@ class Dispatcher:
             self._resolve(items, values, now, max(elapsed_s / n, 0.0))
         if is_measured:
             self.counters.run.observe(elapsed_s / n, n - n_skipped)
+            if received_s is not None:
+                self.cost_model.observe_receipt(key, n, received_s)
             if not has_loaded:
                 self.cost_model.observe(key, n - n_skipped, elapsed_s, cpu_s, at_once=at_once, size=size)
             if job is not None and size is not None:

@@ -378,13 +378,23 @@ class Maps:
         self._engine.execute(actions)
 
     def load_known(self, job: MapJob) -> None:
-        """A worker has given its first result of a map's function: now others may start, if it still pays."""
+        """A worker has given its first result of a map's function: now others may start, if it still pays.
+
+        Or the caller goes on alone: what it takes to carry results was not known before.
+        """
         with self._engine.lock:
             if not job.n_staged or job.plan is None or not self._engine.scheduler.n_waiting(job.job_id):
                 return
             n_staged, job.n_staged = job.n_staged, 0
             plan = self._plan(job)
-        self.release(job, max(min(plan.n_workers, n_staged), 1))
+            actions: list[Action] = []
+            if plan.is_serial:
+                actions = self._engine.scheduler.hold_map(job.job_id, time.perf_counter())
+                job.is_released = False
+        if plan.is_serial:
+            self._engine.execute(actions)
+        else:
+            self.release(job, min(plan.n_workers, n_staged))
 
     def widen(self, before: int, n_workers: int) -> None:
         """The pool may have more workers than before: maps that have all of them get those, too."""

@@ -91,8 +91,8 @@ class _Function:
 
     __slots__ = (
         "alone_s", "carried", "carry_s", "clocked_s", "cpu_s", "cpu_share", "load_s", "map_s", "map_var_s2",
-        "map_weight", "mean_s", "n_clipped", "n_items", "nbytes", "return_s", "returned", "scaling", "size_fit",
-        "total_s", "var_s2", "weight",
+        "map_weight", "mean_s", "n_clipped", "n_items", "nbytes", "receive_s", "received", "return_s", "returned",
+        "scaling", "size_fit", "total_s", "var_s2", "weight",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -107,6 +107,8 @@ class _Function:
         self.carried = 0.0  # weight of the two below
         self.carry_s = 0.0
         self.nbytes = 0.0
+        self.received = 0.0  # weight of the next
+        self.receive_s = 0.0
         self.returned = 0.0  # weight of the next
         self.return_s = 0.0
         self.map_s = 0.0  # mean time of one item in whole maps
@@ -227,7 +229,7 @@ class CostModel:
                 mean_s=found.map_s if by_maps else found.mean_s,
                 std_s=(found.map_var_s2 if by_maps else found.var_s2) ** 0.5,
                 cpu_share=found.cpu_share,
-                carry_s=max(found.carry_s, self.PRIOR_CARRY_S),
+                carry_s=max(found.carry_s + found.receive_s, self.PRIOR_CARRY_S),
                 nbytes=found.nbytes,
                 n_items=found.n_items,
                 scaling=found.scaling,
@@ -385,6 +387,14 @@ class CostModel:
             f.carry_s += a * (x - f.carry_s)
             f.nbytes += a * (nbytes / n_items - f.nbytes)
             f.carried = _KEPT * (f.carried + n_items)
+
+    def observe_receipt(self, key: Hashable, n_items: int, cpu_s: float) -> None:
+        """Take in what the parent spent to decode results: CPU time of the thread that received them, in seconds."""
+        with self._lock:
+            f = self._entry(key)
+            a = n_items / (f.received + n_items)
+            f.receive_s += a * (cpu_s / n_items - f.receive_s)
+            f.received = _KEPT * (f.received + n_items)
 
     def observe_return(self, key: Hashable, n_items: int, beyond_s: float) -> None:
         """Take in what a worker took for items beyond running them, from the results before them until theirs came.

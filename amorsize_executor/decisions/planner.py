@@ -29,6 +29,8 @@ from .plan import Cost, Plan
 
 #: Overhead of a chunk may be this share of its time: below 2 % nobody sees it.
 OVERHEAD_SHARE = 0.02
+#: The last chunks of a map, which cannot be so long, take at least so many times their overhead.
+LAST_OVERHEADS = 2
 #: A chunk is at most one part in so many of what is left for each worker.
 LEAST_FACTOR = 1.5
 #: No chunk is planned longer than this, in seconds, so that drift is followed and results flow ...
@@ -51,7 +53,7 @@ SAMPLE_S = 0.5e-3
 SAMPLE_ITEMS = 3
 LONG_SAMPLE_S = 30e-3
 #: A caller who helps does this share of a worker's work: between items it also reads results and hands out chunks ...
-CALLER_SHARE = 0.7
+CALLER_SHARE = 0.85
 #: ... of long items this share ...
 _CALLER_SHARE_LONG = 0.95
 #: ... and in between what this much an item leaves, in seconds.
@@ -151,7 +153,7 @@ def parallel_cost(n_items: int, cost: FunctionCost, n_workers: int, pool: PoolSt
         meanwhile = min(speed * wait_s, n_items)
         left -= meanwhile
         price = CROWDED_START_PRICE if n_ready and n_workers >= pool.n_cpus else START_PRICE
-        price_s = START_PRICE * (pool.worker_start_s - pool.load_s) + price * pool.load_s
+        price_s = price * pool.worker_start_s
         start_s = price_s + wait_s - meanwhile * t_at_once / at_once
         if not left:  # they come too late
             start_s = price_s + n_items / speed - n_items * t_at_once / at_once
@@ -223,19 +225,14 @@ def plan_map(
     considered = [serial] if inline else []
     if not inline or serial.total_s >= MIN_GAIN_S:  # else there is not so much to gain
         considered += [parallel_cost(n_items, cost, n, pool, inline=inline) for n in _worker_counts(most)]
+    gainful = [c for c in considered if not inline or _is_gainful(c, serial, cost, pool)]
     # Of those within a hundredth of the best: with the fewest workers to start, then with no need of the caller.
-    least_s = min(c.total_s for c in considered)
-    close = [c for c in considered if c.total_s <= least_s + 0.01 * abs(least_s)]
+    least_s = min(c.total_s for c in gainful)
+    close = [c for c in gainful if c.total_s <= least_s + 0.01 * abs(least_s)]
     best = min(close, key=lambda c: (max(c.n_workers - pool.n_ready, 0), c.helped, c.n_workers))
-    if inline and best.n_workers:
-        is_cold = best.n_workers > pool.n_ready
-        least = max(MIN_GAIN_COLD if is_cold else MIN_GAIN, _least_gain(cost))
-        least_gain_s = max(least * serial.total_s, MIN_GAIN_COLD_S if is_cold else MIN_GAIN_S)
-        is_trial = cost.try_alone_s is not None and n_items * cost.try_alone_s < 0.95 * best.total_s
-        if is_trial:
-            constraint = "items of an earlier map were so fast in the caller that this is tried once"
-        if is_trial or serial.total_s - best.total_s < least_gain_s:
-            best = serial
+    if inline and best.n_workers and cost.try_alone_s is not None and n_items * cost.try_alone_s < 0.95 * best.total_s:
+        constraint = "items of an earlier map were so fast in the caller that this is tried once"
+        best = serial
     first = chunksize or chunk_size(
         n_items,
         max(best.n_workers, 1),
@@ -257,6 +254,15 @@ def plan_map(
         constraint=constraint,
         is_helped=best.helped,
     )
+
+
+def _is_gainful(candidate: Cost, serial: Cost, cost: FunctionCost, pool: PoolState) -> bool:
+    """Whether workers promise enough over a serial loop, for what is not modelled; the loop itself does."""
+    if not candidate.n_workers:
+        return True
+    is_cold = candidate.n_workers > pool.n_ready
+    share, least_s = (MIN_GAIN_COLD, MIN_GAIN_COLD_S) if is_cold else (MIN_GAIN, MIN_GAIN_S)
+    return serial.total_s - candidate.total_s >= max(max(share, _least_gain(cost)) * serial.total_s, least_s)
 
 
 def missed_s(plan: Plan, cost: FunctionCost, pool: PoolState) -> float:
@@ -354,7 +360,8 @@ def chunk_size(
     b = 0.5 * n_workers * variation / math.sqrt(remaining)
     factor = max(1 + b * b + b * math.sqrt(b * b + 2), LEAST_FACTOR)
     share = math.ceil(remaining / (factor * n_workers))
-    size = max(share, min(least, -(-remaining // n_workers)))
+    last = math.ceil(LAST_OVERHEADS * overhead_s / item_s)
+    size = max(share, min(least, max(-(-remaining // n_workers), last)))
     longest_s = longest_chunk_s(overhead_s) if known else FIRST_CHUNK_S
     size = min(size, max(int(longest_s / item_s), 1))
     if nbytes >= 1:

@@ -419,6 +419,15 @@ class Scheduler:
             self._turn.append(job_id)
         return self._act(now)
 
+    def hold_map(self, job_id: int, now: float) -> list[Action]:
+        """Workers give back what they have not begun of this map, and take no more until it is released again."""
+        job = self._jobs.get(job_id)
+        if job is None or job.held:
+            return []
+        job.held = True
+        self._turn.remove(job_id)
+        return list(self._rebalance(now, most=_DEPTH * len(self._laden), job_id=job_id))
+
     def extend_map(self, job_id: int, n_items: int, closed: bool, now: float) -> list[Action]:
         """A map that reads its input lazily has `n_items` items by now; `closed`: and no more will come."""
         job = self._jobs.get(job_id)
@@ -434,8 +443,7 @@ class Scheduler:
         if job is None:
             return range(0)
         if job.returned:
-            first = job.returned.popleft()
-            return range(first, first + 1)
+            return job.take_returned(most)
         taken = job.take_next(most)
         if not taken and job.giants:
             first, _ = job.giants.popleft()
@@ -950,7 +958,9 @@ class Scheduler:
             # Where the time had come at a tick, something else is against it.
             times.extend(at - now for at in self._ahead_times(now).values() if at > self._ticked_at)
         if self._queue.levels and may_start:
-            times.append(max(self._queue.since + self._start_s(), self._start_again_at) - now)
+            at = max(self._queue.since + self._start_s(), self._start_again_at)
+            if at > self._ticked_at:  # else there is no memory for one more
+                times.append(at - now)
         if self._resources:
             times.extend(self._times_of_needs(now, may_start))
         if self._idle and self._jobs:
@@ -1282,7 +1292,9 @@ class Scheduler:
                     if lane.head_since + loading_s > self._ticked_at:
                         yield lane.head_since + loading_s - now
                 elif may_start:
-                    yield max(lane.since + self._start_s() + loading_s, self._start_again_at) - now
+                    at = max(lane.since + self._start_s() + loading_s, self._start_again_at)
+                    if at > self._ticked_at:
+                        yield at - now
         if self._idle:
             for job in self._jobs.values():
                 if job.needs and job.n_waiting and not job.held:
@@ -1498,7 +1510,7 @@ class Scheduler:
 
     def _has_taker(self, job: MapWork, now: float) -> bool:
         """Whether some idle worker would take items of a map."""
-        if not self._idle:
+        if not self._idle or job.held:
             return False
         return any(job.key in self._workers[i].known for i in self._idle) or self._may_load(job, now)
 
@@ -1609,7 +1621,8 @@ class Scheduler:
                 job = self._jobs.get(chunk.job_id) if chunk.job_id is not None and job_id is None else None
                 if job is not None:
                     if job.job_id not in takers:
-                        takers[job.job_id] = self._has_taker(job, now)
+                        # What waits was refused, and so would be what is taken back.
+                        takers[job.job_id] = not job.n_waiting and self._has_taker(job, now)
                     if not takers[job.job_id]:
                         continue
                     is_only = n_items == len(chunk.items) == 1 and chunk.first_of is not None

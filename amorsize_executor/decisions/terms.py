@@ -32,7 +32,7 @@ class Deadlines:
 
     def __init__(self) -> None:
         self._until: dict[int, float] = {}
-        self._heap: list[tuple[float, int]] = []  # with entries of tasks that are done by now
+        self._heap: list[tuple[float, int]] = []  # with entries that are no task's deadline any more
 
     def __len__(self) -> int:
         return len(self._until)
@@ -55,7 +55,7 @@ class Deadlines:
     def next(self) -> float | None:
         """The first deadline; None when there is none."""
         heap = self._heap
-        while heap and heap[0][1] not in self._until:
+        while heap and self._until.get(heap[0][1]) != heap[0][0]:
             heapq.heappop(heap)
         return heap[0][0] if heap else None
 

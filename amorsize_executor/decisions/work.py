@@ -237,6 +237,15 @@ class MapWork:
             self._step_over()
         return taken
 
+    def take_returned(self, most: int) -> range:
+        """Items in a row among those that came back."""
+        start = self.returned.popleft()
+        stop = start + 1
+        while stop - start < most and self.returned and self.returned[0] == stop:
+            self.returned.popleft()
+            stop += 1
+        return range(start, stop)
+
     def put_back(self, items: Sequence[int]) -> None:
         """Items that were given out come back, to be the next."""
         if isinstance(items, range) and items.stop == self.next and items.step == 1 and not self.passed:

@@ -62,8 +62,8 @@ if TYPE_CHECKING:
 
 #: Results wait for others of their chunk, the longer the longer their worker has been busy: one part in so many of it,
 #: within these bounds, in nanoseconds. To receive some takes the parent 0.1 ms of the CPU time that workers could use.
-_FLUSH_SHARE = 4
-_LEAST_FLUSH_NS, _MOST_FLUSH_NS = 2_000_000, 16_000_000
+_FLUSH_SHARE = 2
+_LEAST_FLUSH_NS, _MOST_FLUSH_NS = 2_000_000, 32_000_000
 #: Those of items that took so long, in nanoseconds, leave at once: who knows how long the next will take.
 _LONG_NS = 2_500_000
 #: Short items run in groups of about this time, in nanoseconds, and later of one part in so many of how long results
@@ -636,7 +636,7 @@ class Worker:
             self._cpu_ns = -1
         if outcomes is None and error is None and not is_skipped and serialize.are_scalars(values):
             message = (protocol.RESULTS, chunk_id, offset, n, elapsed_ns, cpu_ns, values)
-            self._append(make_frame(message, head=6), is_urgent=elapsed_ns > _LONG_NS)
+            self._append(make_frame(message, head=6), is_urgent=elapsed_ns > n * _LONG_NS)
             return
         if outcomes is None:
             outcomes = [self._outcome(value, block, function) for value in values]
@@ -651,7 +651,7 @@ class Worker:
         except OSError as no_room:
             lost = [(ERROR, encode_error(no_room))] * n
             frame = make_frame((protocol.OUTCOMES, chunk_id, offset, n, elapsed_ns, cpu_ns, lost))
-        self._append(frame, is_urgent=elapsed_ns > _LONG_NS)
+        self._append(frame, is_urgent=elapsed_ns > n * _LONG_NS)
 
     def _outcome(self, value: object, block: mapped.ResultWriter, function: _Function) -> tuple[int, Any]:
         try:

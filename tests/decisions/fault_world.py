@@ -199,6 +199,8 @@ class FaultWorld:
             self.add_map(thread)
         elif what < 0.62 and self.held:
             self.release(thread, rng.choice(tuple(self.held)))
+        elif what < 0.64 and self.jobs:
+            self.hold(thread, rng.choice(tuple(self.jobs)))
         elif what < 0.66 and self.open:
             self.extend(thread, rng.choice(tuple(self.open)))
         elif what < 0.74 and self.jobs:
@@ -280,6 +282,10 @@ class FaultWorld:
     def release(self, thread: int, job_id: int) -> None:
         self.held.discard(job_id)
         self.add(thread, self.scheduler.release_map(job_id, self.rng.randint(1, 5), self.now))
+
+    def hold(self, thread: int, job_id: int) -> None:
+        self.held.add(job_id)
+        self.add(thread, self.scheduler.hold_map(job_id, self.now))
 
     def extend(self, thread: int, job_id: int) -> None:
         closes = self.rng.random() < 0.4

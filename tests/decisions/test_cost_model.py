@@ -175,6 +175,15 @@ def test_what_workers_take_beyond_their_items_is_unknown_until_it_was_measured(m
     assert 0 < found.return_s <= 5e-3
 
 
+def test_carrying_an_item_is_to_send_it_and_to_receive_its_result(model: CostModel) -> None:
+    model.observe("f", 10, 0.1)
+    model.observe_carriage("f", 10, 2e-3 + 0.5 * CostModel.CHUNK_OVERHEAD_S, 100)
+    model.observe_receipt("f", 10, 3e-3)
+    found = model.lookup("f")
+    assert found is not None
+    assert found.carry_s == pytest.approx(0.5e-3)
+
+
 def test_results_that_come_late_and_the_next_ones_soon_after_take_no_time(model: CostModel) -> None:
     model.observe("f", 1, 0.05)
     for _ in range(20):

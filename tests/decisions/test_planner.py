@@ -138,7 +138,14 @@ def test_overhead_of_a_chunk_is_a_small_share_of_it() -> None:
 
 
 def test_rest_is_shared_equally_where_it_is_too_little_for_large_chunks() -> None:
-    assert chunk_size(8, 4, 1e-6, known=True) == 2
+    assert chunk_size(8, 4, 100e-6, known=True) == 2
+
+
+def test_last_chunks_are_worth_their_overhead():
+    overhead_s = planner.CostModel.CHUNK_OVERHEAD_S
+    size = chunk_size(1_000, 4, overhead_s / 400, known=True)
+    assert size * overhead_s / 400 == pytest.approx(planner.LAST_OVERHEADS * overhead_s)
+    assert chunk_size(8, 4, 1e-6, known=True) == 8
 
 
 def test_no_chunk_is_longer_than_a_wrong_estimate_may_go_unnoticed() -> None:
@@ -200,6 +207,15 @@ def test_a_worker_starts_once_its_price_was_missed_which_is_higher_without_a_cpu
     n_ready: int, missed_s: float, pays: bool
 ) -> None:
     assert planner.start_pays(missed_s, COLD._replace(n_ready=n_ready, n_cpus=2)) is pays
+
+
+def test_a_worker_that_is_ready_helps_even_if_to_start_another_one_does_not_pay() -> None:
+    pool = PoolState(n_ready=1, max_workers=2, n_cpus=4, worker_start_s=1e-3)
+    n_items = int(planner.MIN_GAIN_COLD_S * 1.5 / 1e-3)
+    plan = plan_map("f", n_items, cost(1e-3), pool, inline=True)
+    seconds = dict(plan.considered)
+    assert seconds[2] < seconds[1], "two would be faster, but by less than a start must promise"
+    assert plan.n_workers == 1
 
 
 def test_a_map_misses_only_what_others_would_gain_that_must_load_its_function() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from functools import partial
 
@@ -145,6 +146,13 @@ class Events(RuleBasedStateMachine):
         job_id = self.a_map(data)
         self.released.add(job_id)
         self.pool.do(self.scheduler.release_map(job_id, n_workers, self.pool.now))
+
+    @precondition(lambda self: self.sizes)
+    @rule(data=st.data())
+    def hold_map(self, data: st.DataObject) -> None:
+        job_id = self.a_map(data)
+        self.released.discard(job_id)
+        self.pool.do(self.scheduler.hold_map(job_id, self.pool.now))
 
     @precondition(lambda self: self.open)
     @rule(data=st.data(), more=st.integers(0, 20), closes=st.booleans())
@@ -466,7 +474,8 @@ def test_chunk_is_within_every_bound(
         assert size * item_s <= (planner.MAX_CHUNK_S if known else planner.FIRST_CHUNK_S) * (1 + 1e-9)
         assert size * nbytes <= planner.MAX_CHUNK_NBYTES
         assert limit is None or size <= limit
-        assert size <= -(-remaining // n_workers)  # nobody gets more than an equal share
+        worth_it = math.ceil(planner.LAST_OVERHEADS * CostModel.CHUNK_OVERHEAD_S / max(item_s, 1e-9))
+        assert size <= max(-(-remaining // n_workers), worth_it)  # nobody gets more than an equal share
 
 
 @QUICK
@@ -478,7 +487,8 @@ def test_plan_is_the_best_that_was_considered(n_items: int, cost: FunctionCost, 
     assert plan.n_workers <= min(pool.max_workers, n_items)
     assert (plan.n_workers, plan.predicted_s) in plan.considered
     if not plan.is_serial:
-        least_s = min(seconds for n, seconds in plan.considered if n)
+        has_started = plan.n_workers <= pool.n_ready  # those to start must promise more
+        least_s = min(seconds for n, seconds in plan.considered if n and (n <= pool.n_ready or not has_started))
         assert plan.predicted_s <= 1.01 * least_s + 1e-9, "as good as the best, if not with the fewest new workers"
     if inline:
         assert plan.predicted_s <= plan.serial_s

@@ -7,6 +7,7 @@ import pytest
 
 from amorsize_executor.decisions.actions import KillWorker, RetireWorker, SendChunk, TakeBack
 from amorsize_executor.decisions.cost_model import CostModel
+from amorsize_executor.decisions.memory import Room, Sample
 from amorsize_executor.decisions.terms import Terms
 
 from .fake_pool import FakePool, left
@@ -174,6 +175,41 @@ def test_dropped_tasks_never_run() -> None:
     assert set(pool.runs) == {(None, 1)}
 
 
+def test_nobody_looks_again_and_again_for_a_worker_that_memory_does_not_allow() -> None:
+    pool = FakePool(4, cost_model=known(1.0), idle_timeout_s=1.0)
+    pool.submit(1, 2, 3, 4)
+    pool.become_ready(1)
+    pool.scheduler.memory_told(1, pool.chunks[1][0].chunk_id, 0, 100 << 20, 10 << 20, pool.now)
+    pool.become_ready(2)
+    pool.do(
+        pool.scheduler.look_at_memory(Room(1000 << 20, -100 << 20, -100 << 20), {1: Sample(1), 2: Sample(1)}, {}, 0.0)
+    )
+    for worker_id in (1, 2):
+        pool.finish(worker_id, 1)
+    pool.wait(1.0)
+    in_s = pool.scheduler.next_tick(pool.now)
+    assert in_s is None or in_s > 0
+
+
+def test_nothing_is_taken_back_for_an_idle_worker_that_memory_does_not_allow_to_run_it() -> None:
+    pool = FakePool(4, cost_model=known(0.01))
+    pool.n_claimed = 0
+    pool.submit(1, 2, 3, key="long")
+    pool.submit(4)
+    pool.become_ready(1)
+    pool.become_ready(2)
+    room = Room(1000 << 20, -100 << 20, -100 << 20)
+    pool.do(pool.scheduler.look_at_memory(room, {1: Sample(1), 2: Sample(1)}, {}, 0.0))
+    pool.finish(2, 1)
+    pool.scheduler.memory_told(1, pool.chunks[1][0].chunk_id, 0, 100 << 20, 10 << 20, pool.now)
+    pool.map(1, 9, n_workers=1)
+    pool.shutdown()
+    for _ in range(20):
+        pool.run_until_quiet()
+        pool.wait(1.0)
+    assert sum(pool.runs.values()) == 13
+
+
 # maps
 
 
@@ -214,6 +250,38 @@ def test_items_that_the_caller_gives_back_are_cut_like_those_never_taken() -> No
     pool.scheduler.return_inline(1, taken[2:])
     assert pool.scheduler.n_waiting(1) == 98
     assert pool.scheduler.take_inline(1, 50) == range(2, 52)
+
+
+def test_caller_takes_items_that_workers_gave_back_in_a_row() -> None:
+    pool = FakePool(1, cost_model=known(1e-3))
+    pool.start(1)
+    pool.map(1, 100, n_workers=1)
+    begun = {i for _, i in pool.held()} - set(pool.scheduler.waiting_items(1))
+    while pool.scheduler.n_waiting(1):
+        pool.scheduler.inline_done(1, len(pool.scheduler.take_inline(1, 100)))
+    pool.do(pool.scheduler.take_for_caller(1, pool.now))
+    n_waiting = pool.scheduler.n_waiting(1)
+    taken = pool.scheduler.take_inline(1, 3)
+    assert 3 < n_waiting < len(begun)
+    assert len(taken) == 3
+    assert set(taken) < begun
+    assert len(pool.scheduler.take_inline(1, 100)) == n_waiting - 3
+
+
+def test_items_of_a_map_that_is_held_again_are_its_callers() -> None:
+    pool = FakePool(2, cost_model=known(1e-3))
+    pool.start(2)
+    pool.map(1, 100, n_workers=2)
+    pool.do(pool.scheduler.hold_map(1, pool.now))
+    assert pool.scheduler.hold_map(1, pool.now) == []
+    assert pool.scheduler.held_jobs() == (1,)
+    pool.run_until_quiet()
+    ran = [i for _, i in pool.runs]
+    assert len(ran) <= 2, "those that had begun"
+    assert sorted([*ran, *pool.scheduler.waiting_items(1)]) == list(range(100))
+    pool.do(pool.scheduler.release_map(1, 2, pool.now))
+    pool.run_until_quiet()
+    assert sorted(i for _, i in pool.runs) == list(range(100))
 
 
 def test_map_starts_the_workers_that_its_plan_wants() -> None:

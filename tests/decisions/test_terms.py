@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from amorsize_executor.decisions.terms import Deadlines
@@ -26,6 +26,7 @@ def test_tasks_that_are_done_have_no_deadline_any_more() -> None:
     assert len(deadlines) == 0
 
 
+@example([(True, 0, 0.0), (True, 1, 0.0), (False, 1, 0.0), (True, 1, 51.0)])  # again, with a later deadline
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 300), st.floats(0, 100)), max_size=400))
 def test_deadlines_are_those_of_a_plain_table(steps: list[tuple[bool, int, float]]) -> None:
     deadlines, table = Deadlines(), dict[int, float]()
