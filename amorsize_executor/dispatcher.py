@@ -1061,7 +1061,8 @@ class Dispatcher:
                 self._note_load(key, chunk.job_id, now - began - item_s)
             elif is_single:
                 self.cost_model.observe_overhead(now - began - elapsed_s)
-            elif offset:  # its worker went on with these directly behind others of the chunk
+            elif offset and (job is None or job.batch is None):
+                # Its worker went on with these directly behind others of the chunk, and nobody here held them up.
                 self.cost_model.observe_return(key, n, now - began - elapsed_s)
 
     def _note_load(self, key: Hashable, job_id: int | None, elapsed_s: float) -> None:
@@ -1209,7 +1210,8 @@ class Dispatcher:
                     self.maps.release(job, min(self.scheduler.worker_limit, job.n_items))
                 else:  # nobody is left to run them
                     with self.lock:
-                        self.scheduler.cancel_map(job.job_id)
+                        actions = self.scheduler.cancel_map(job.job_id)
+                    self.execute(actions)
                     job.fail(RuntimeError("the interpreter ends, and workers cannot be started any more"))
         self.residency.fail(RuntimeError("the executor was shut down before it was warm"))
         with self.lock:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .integrations.dask_engine.engine import DaskEngine
     from .integrations.progress import Progress
     from .learned import LearnedCosts
+    from .maps import Maps
     from .options import TaskOptions
     from .stats import ExecutorStats
     from .tiny import TinyMap
@@ -399,7 +400,7 @@ class AmorsizeExecutor(Executor):
             dispatcher = self._own()
             tiny = dispatcher.maps.open_tiny(fn, iterables)
             if tiny is not None:
-                return MapResults.of(_tiny_batches(dispatcher, tiny))
+                return MapResults.of(_tiny_batches(dispatcher, tiny), dispatcher.maps)
         return self.start_map(
             fn,
             *iterables,
@@ -470,7 +471,8 @@ class AmorsizeExecutor(Executor):
             return RunningMap(iter(()), None)
         # Who has more to read must be able to submit it: then the iterator keeps the executor alive.
         kept = self if job.source is not None else None
-        return RunningMap(MapResults.of(_batches(self._own(), job, until, shown, kept)), job)
+        dispatcher = self._own()
+        return RunningMap(MapResults.of(_batches(dispatcher, job, until, shown, kept), dispatcher.maps), job)
 
     def _open_map(
         self,
@@ -1110,18 +1112,20 @@ class MapResults(chain[Any]):
     """Results of a map as they are taken, at the speed of C. Dropped half-way, it cancels what has not started."""
 
     _batches: Generator[Iterable[Any], None, None]
+    _maps: Maps
 
     @classmethod
-    def of(cls, batches: Generator[Iterable[Any], None, None]) -> MapResults:
-        """Over results that come in batches."""
+    def of(cls, batches: Generator[Iterable[Any], None, None], maps: Maps) -> MapResults:
+        """Over results that come in batches, of one of these maps."""
         results = cls.from_iterable(batches)
         assert isinstance(results, MapResults)
-        results._batches = batches
+        results._batches, results._maps = batches, maps
         return results
 
     def close(self) -> None:
         """Give no more results, and cancel what has not started."""
         self._batches.close()
+        self._maps.forget_dropped()  # here and now: else the I/O thread would, in a moment
         while True:  # what is left of the present batch
             try:
                 for _ in self:
@@ -1179,7 +1183,7 @@ def _tiny_batches(dispatcher: Dispatcher, tiny: TinyMap) -> Generator[Iterable[A
     finally:
         if values is None:
             end()
-    yield _checked(values, end)
+    yield _checked(values, end) if values and type(values[-1]) is Failed else values
     if tiny.rest is not None and not is_over:
         yield from _batches(dispatcher, tiny.rest, None, None, None)
 

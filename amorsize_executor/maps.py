@@ -126,7 +126,9 @@ class Maps:
     def last_plan(self) -> Plan | None:
         """The plan of the latest map."""
         last = self._last
-        return last.plan(self._engine.pool_state()) if isinstance(last, TinyMap) else last
+        if not isinstance(last, TinyMap):
+            return last
+        return last.plan(self._engine.cost_model.lookup(last.function.key), self._engine.pool_state())
 
     def open_tiny(self, fn: Callable[..., Any], iterables: tuple[Any, ...]) -> TinyMap | None:
         """Take in a map if it is so short that its caller is to run it without more ado; else None.
@@ -135,8 +137,9 @@ class Maps:
         """
         engine = self._engine
         engine.check_open()
-        if not all(hasattr(iterable, "__len__") for iterable in iterables):
-            return None
+        for iterable in iterables:
+            if not hasattr(iterable, "__len__"):
+                return None
         function = engine.functions.find(fn)
         if function is None or function.resources:
             return None
@@ -146,15 +149,15 @@ class Maps:
         n_items = min(map(len, iterables))
         if not 0 < n_items * mean_s < tiny.MOST_S:
             return None
-        cost = engine.cost_model.lookup(function.key)
-        if cost is None or n_items * cost.mean_s >= tiny.MOST_S:
+        item_s = engine.cost_model.map_item_s(function.key)
+        if item_s is None or n_items * item_s >= tiny.MOST_S:
             return None
         is_star = len(iterables) > 1
         items = list(zip(*iterables, strict=False)) if is_star else list(iterables[0])
         if not items or not are_scalars(items):
             return None
         engine.ensure_thread()
-        found = TinyMap(function, items, is_star, cost)
+        found = TinyMap(function, items, is_star, item_s)
         with engine.lock:
             if engine.is_shut_down:
                 raise RuntimeError("cannot schedule new futures after shutdown")
@@ -389,7 +392,7 @@ class Maps:
             plan = self._plan(job)
             actions: list[Action] = []
             if plan.is_serial:
-                actions = self._engine.scheduler.hold_map(job.job_id, time.perf_counter())
+                actions = self._engine.scheduler.hold_map(job.job_id)
                 job.is_released = False
         if plan.is_serial:
             self._engine.execute(actions)
@@ -542,7 +545,7 @@ class Maps:
             return True
         if not taken:
             return False
-        name, function = job.function.name, job.function
+        name, function, began_at = job.function.name, job.function, time.perf_counter()
         seen = job.take_items(range(taken.start, taken.stop + 1))
         items, error = copy_items(seen, len(taken), taken.start, name, self._copies(job))
         if isinstance(error, NeedsWorker):
@@ -597,6 +600,9 @@ class Maps:
         self._engine.execute(actions)
         job.n_inline += n
         job.settle(range(taken.start, taken.start + n), values, failed=error is not None)
+        if n:
+            beyond_s = batch.started_at - began_at + time.perf_counter() - job.visited_at
+            self._engine.cost_model.observe_inline(function.key, n, beyond_s)
         if not job.has_asked and job.inline_s >= self._engine.cost_model.worker_start_s:
             self._ask_for_worker(job)
         return True
@@ -707,13 +713,17 @@ class Maps:
         self._engine.nudge()
 
     def forget_dropped(self) -> None:
-        """Give up maps whose iterators are gone."""
-        while self._dropped:
-            job = self._dropped.popleft()
+        """Give up maps whose iterators are gone; any thread."""
+        while True:
+            try:
+                job = self._dropped.popleft()
+            except IndexError:
+                return
             with self._engine.lock:
                 self.jobs.pop(job.job_id, None)
-                self._engine.scheduler.cancel_map(job.job_id)
-                actions = self._engine.scheduler.tick(time.perf_counter()) if self._engine.is_shut_down else []
+                actions = self._engine.scheduler.cancel_map(job.job_id)
+                if self._engine.is_shut_down:
+                    actions += self._engine.scheduler.tick(time.perf_counter())
             self._engine.execute(actions)
 
     def forget_if_settled(self, job: MapJob) -> None:

@@ -48,11 +48,11 @@ class TinyMap:
     """
 
     __slots__ = (
-        "_batch", "_cost", "_error", "_is_done", "_ran", "created_at", "function", "is_star", "items",
+        "_batch", "_error", "_is_done", "_item_s", "_ran", "created_at", "function", "is_star", "items",
         "lock", "rest",
     )  # fmt: skip
 
-    def __init__(self, function: Function, items: list[Any], is_star: bool, cost: FunctionCost) -> None:
+    def __init__(self, function: Function, items: list[Any], is_star: bool, item_s: float) -> None:
         self.function = function
         self.items = items
         self.is_star = is_star
@@ -63,7 +63,7 @@ class TinyMap:
         self._batch: InlineBatch | None = None
         self._is_done = False
         self._error: BaseException | None = None
-        self._cost = cost
+        self._item_s = item_s  # expected
         self._ran: tuple[int, float, float] | None = None  # items, start and stop in the caller
 
     def run(self, cost_model: CostModel, n_busy: int) -> list[Any]:
@@ -97,9 +97,10 @@ class TinyMap:
         self._ran = (n_run, batch.started_at, stopped_at)
         if n_run:
             elapsed_s = stopped_at - batch.started_at
-            cost_model.observe(self.function.key, n_run, elapsed_s, at_once=1 + n_busy)
-            if not n_rest:
-                cost_model.observe_map(self.function.key, {1 + n_busy: (n_run, elapsed_s)})
+            if n_busy or n_rest:
+                cost_model.observe(self.function.key, n_run, elapsed_s, at_once=1 + n_busy)
+            else:
+                cost_model.observe_tiny_map(self.function.key, n_run, elapsed_s)
         return values
 
     def give_up(self) -> tuple[list[Any], float] | None:
@@ -117,10 +118,11 @@ class TinyMap:
         with self.lock:
             self._error = error
 
-    def plan(self, pool: PoolState) -> Plan:
-        """What was decided, and what came of it."""
+    def plan(self, cost: FunctionCost | None, pool: PoolState) -> Plan:
+        """What was decided, and what came of it; by what is known about the function and the pool."""
         n_items = len(self.items)
-        plan = planner.plan_map(self.function.name, n_items, self._cost, pool, inline=True)
+        known = cost._replace(mean_s=self._item_s) if cost is not None else None
+        plan = planner.plan_map(self.function.name, n_items, known, pool, inline=True)
         if self.rest is not None:
             rest = self.rest.plan
             assert rest is not None

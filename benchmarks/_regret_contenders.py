@@ -12,7 +12,10 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from amorsize_executor import AmorsizeExecutor
 
 OURS, SERIAL = "amorsize", "serial"
 FORK, SPAWN, POOL, JOBLIB, LOKY, MPIRE = PEERS = ("fork", "spawn", "pool", "joblib", "loky", "mpire")
@@ -122,8 +125,8 @@ def load(family: str) -> None:
         _ = importlib.import_module("amorsize_executor").AmorsizeExecutor
 
 
-def open_pool(contender: Contender, forecasts: list[Forecast]) -> AbstractContextManager[RunMap]:
-    """Open a contender's pool for a with block; ours appends a forecast for each map."""
+def open_pool(contender: Contender, forecasts: list[Forecast] | None = None) -> AbstractContextManager[RunMap]:
+    """Open a contender's pool for a with block; ours appends a forecast for each map, if there is a list."""
     match contender.family:
         case "amorsize":
             return _ours(forecasts)
@@ -144,23 +147,39 @@ def _serial() -> Iterator[RunMap]:
     yield lambda function, items, n_items: [function(item) for item in items]
 
 
+class OurMaps:
+    """Maps of an executor of ours.
+
+    Attributes
+    ----------
+    forecasts
+        Gets what each map promised and took; None: nobody asks, as in most programs, and as while time is taken.
+    """
+
+    def __init__(self, executor: AmorsizeExecutor, forecasts: list[Forecast] | None) -> None:
+        self._executor = executor
+        self.forecasts = forecasts
+
+    def __call__(self, function: Callable[[Any], Any], items: Iterable[Any], n_items: int) -> list[Any]:
+        """Run a map and return its results."""
+        if self.forecasts is None:
+            return list(self._executor.map(function, items))
+        iterator = self._executor.map(function, items)
+        promised = self._executor.last_plan  # before the map corrects it
+        results = list(iterator)
+        done = self._executor.last_plan
+        assert promised is not None
+        assert done is not None
+        self.forecasts.append(Forecast(promised.predicted_s, promised.estimated_speedup, done.actual_s))
+        return results
+
+
 @contextmanager
-def _ours(forecasts: list[Forecast]) -> Iterator[RunMap]:
+def _ours(forecasts: list[Forecast] | None) -> Iterator[RunMap]:
     from amorsize_executor import AmorsizeExecutor
 
     with AmorsizeExecutor() as executor:
-
-        def run(function: Callable[[Any], Any], items: Iterable[Any], n_items: int) -> list[Any]:
-            iterator = executor.map(function, items)
-            promised = executor.last_plan  # before the map corrects it
-            results = list(iterator)
-            done = executor.last_plan
-            assert promised is not None
-            assert done is not None
-            forecasts.append(Forecast(promised.predicted_s, promised.estimated_speedup, done.actual_s))
-            return results
-
-        yield run
+        yield OurMaps(executor, forecasts)
 
 
 @contextmanager

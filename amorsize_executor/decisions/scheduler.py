@@ -419,14 +419,14 @@ class Scheduler:
             self._turn.append(job_id)
         return self._act(now)
 
-    def hold_map(self, job_id: int, now: float) -> list[Action]:
+    def hold_map(self, job_id: int) -> list[Action]:
         """Workers give back what they have not begun of this map, and take no more until it is released again."""
         job = self._jobs.get(job_id)
         if job is None or job.held:
             return []
         job.held = True
         self._turn.remove(job_id)
-        return list(self._rebalance(now, most=_DEPTH * len(self._laden), job_id=job_id))
+        return self._withdraw(job_id)
 
     def extend_map(self, job_id: int, n_items: int, closed: bool, now: float) -> list[Action]:
         """A map that reads its input lazily has `n_items` items by now; `closed`: and no more will come."""
@@ -533,12 +533,15 @@ class Scheduler:
         self._settle(job, len(waiting))
         return waiting, self._act(now)
 
-    def cancel_map(self, job_id: int) -> None:
-        """Nobody wants more results of this map: items that wait are dropped, those with workers end unheard."""
-        job = self._jobs.pop(job_id, None)
-        if job is not None:
-            self._limits.timed.pop(job_id, None)
-            self._forget_attempts(job_id)
+    def cancel_map(self, job_id: int) -> list[Action]:
+        """Nobody wants more results of this map: what has not begun is dropped, the rest ends unheard."""
+        if job_id not in self._jobs:
+            return []
+        actions = self._withdraw(job_id)
+        del self._jobs[job_id]
+        self._limits.timed.pop(job_id, None)
+        self._forget_attempts(job_id)
+        return actions
 
     # ------------------------------------------------------------------ workers answer
 
@@ -1639,6 +1642,12 @@ class Scheduler:
         found.sort(key=lambda pair: -pair[0])
         for _, chunk in found[:most]:
             yield self._take_back(chunk.worker_id, self._workers[chunk.worker_id], chunk)
+
+    def _withdraw(self, job_id: int) -> list[Action]:
+        """Take back all that workers have not begun of a map."""
+        found = [chunk for worker_id in self._laden for chunk, _ in rest(self._workers[worker_id])]
+        mine = [chunk for chunk in found if chunk.job_id == job_id]
+        return [self._take_back(chunk.worker_id, self._workers[chunk.worker_id], chunk) for chunk in mine]
 
     def _take_back(self, worker_id: int, worker: Worker, chunk: Chunk) -> TakeBack:
         chunk.is_exhausted = True

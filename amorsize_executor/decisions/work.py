@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Hashable, Sequence
-from itertools import chain
+from itertools import chain, islice
 
 from . import planner
 from .cost_model import CostModel
@@ -239,12 +239,13 @@ class MapWork:
 
     def take_returned(self, most: int) -> range:
         """Items in a row among those that came back."""
-        start = self.returned.popleft()
-        stop = start + 1
-        while stop - start < most and self.returned and self.returned[0] == stop:
-            self.returned.popleft()
-            stop += 1
-        return range(start, stop)
+        returned = self.returned
+        start, n = returned[0], min(most, len(returned))
+        if n > 1 and list(islice(returned, n)) != list(range(start, start + n)):
+            n = next(i for i, item in enumerate(returned) if item != start + i)
+        for _ in range(n):
+            returned.popleft()
+        return range(start, start + n)
 
     def put_back(self, items: Sequence[int]) -> None:
         """Items that were given out come back, to be the next."""

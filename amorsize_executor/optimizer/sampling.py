@@ -23,7 +23,6 @@ from statistics import median, stdev
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import machine
-from ..decisions.cost_model import CostModel
 from ..workers import serialize
 from ..workers.process import not_picklable
 from .items import is_of_item, note_index
@@ -45,6 +44,9 @@ MOST_NBYTES = 64 << 20
 _NOISY_ITEM_S = 100e-6
 #: ... and count for at most this many times the median.
 _NOISY_CLIP = 10.0
+#: What it takes to carry plain values, in seconds an item: in groups, many times cheaper than the single pickles that
+#: are timed here. A few short items tell little, so it is more than maps find later.
+_SCALAR_CARRY_S = 0.25e-6
 #: Round trips of an empty task that are timed.
 _ROUND_TRIPS = 5
 #: Lines of a cProfile report.
@@ -133,8 +135,7 @@ class Sample:
             first_s=self.first_s,
             cpu_share=cpu_share,
             pickle_s=pickle_s,
-            # Scalars travel in groups, many times cheaper than the single pickles that were timed here.
-            carry_s=CostModel.PRIOR_CARRY_S if self.are_scalars else pickle_s,
+            carry_s=_SCALAR_CARRY_S if self.are_scalars else pickle_s,
             nbytes_in=self.nbytes_in / max(self.n_pickled, 1),
             nbytes_out=self.nbytes_out / n,
             peak_nbytes=self.peak_nbytes,

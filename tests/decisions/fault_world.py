@@ -285,7 +285,7 @@ class FaultWorld:
 
     def hold(self, thread: int, job_id: int) -> None:
         self.held.add(job_id)
-        self.add(thread, self.scheduler.hold_map(job_id, self.now))
+        self.add(thread, self.scheduler.hold_map(job_id))
 
     def extend(self, thread: int, job_id: int) -> None:
         closes = self.rng.random() < 0.4
@@ -299,7 +299,7 @@ class FaultWorld:
         self.add(_CALLERS[0], self.scheduler.extend_map(job_id, self.jobs[job_id], True, self.now))
 
     def cancel_map(self, job_id: int) -> None:
-        self.scheduler.cancel_map(job_id)
+        self.add(_CALLERS[0], self.scheduler.cancel_map(job_id))
         self.forget_map(job_id)
 
     def forget_map(self, job_id: int) -> None:

@@ -184,6 +184,38 @@ def test_carrying_an_item_is_to_send_it_and_to_receive_its_result(model: CostMod
     assert found.carry_s == pytest.approx(0.5e-3)
 
 
+def test_what_a_batch_costs_whatever_its_size_is_not_its_items(model: CostModel) -> None:
+    model.observe("f", 10, 0.1)
+    model.observe_inline("f", 1, CostModel.CHUNK_OVERHEAD_S)
+    found = model.lookup("f")
+    assert found is not None
+    assert found.inline_s == 0
+    model.observe_inline("f", 10_000, CostModel.CHUNK_OVERHEAD_S + 1e-3)
+    found = model.lookup("f")
+    assert found is not None
+    assert found.inline_s == pytest.approx(0.1e-6, rel=0.01)
+
+
+def test_tiny_maps_that_last_as_expected_count_together(model: CostModel) -> None:
+    model.observe("f", 4, 40e-6)
+    model.observe_map("f", {1: (4, 40e-6)})
+    for _ in range(7):
+        model.observe_tiny_map("f", 4, 44e-6)
+        assert model.map_item_s("f") == pytest.approx(10e-6)
+    model.observe_tiny_map("f", 4, 44e-6)
+    assert 10.5e-6 < (model.map_item_s("f") or 0.0) <= 11e-6
+
+
+def test_a_tiny_map_that_lasts_longer_than_expected_counts_at_once(model: CostModel) -> None:
+    model.observe("f", 4, 40e-6)
+    model.observe_map("f", {1: (4, 40e-6)})
+    model.observe_tiny_map("f", 4, 44e-6)
+    model.observe_tiny_map("f", 4, 400e-6)
+    assert (model.map_item_s("f") or 0.0) > 30e-6
+    model.observe_tiny_map("g", 4, 400e-6)
+    assert model.map_item_s("g") is None
+
+
 def test_results_that_come_late_and_the_next_ones_soon_after_take_no_time(model: CostModel) -> None:
     model.observe("f", 1, 0.05)
     for _ in range(20):

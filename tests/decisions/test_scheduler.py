@@ -272,8 +272,8 @@ def test_items_of_a_map_that_is_held_again_are_its_callers() -> None:
     pool = FakePool(2, cost_model=known(1e-3))
     pool.start(2)
     pool.map(1, 100, n_workers=2)
-    pool.do(pool.scheduler.hold_map(1, pool.now))
-    assert pool.scheduler.hold_map(1, pool.now) == []
+    pool.do(pool.scheduler.hold_map(1))
+    assert pool.scheduler.hold_map(1) == []
     assert pool.scheduler.held_jobs() == (1,)
     pool.run_until_quiet()
     ran = [i for _, i in pool.runs]
@@ -371,7 +371,18 @@ def test_cancelled_map_sends_nothing_more() -> None:
     pool = FakePool(1)
     pool.map(1, 100, n_workers=1)
     pool.answer()
-    pool.scheduler.cancel_map(1)
+    pool.do(pool.scheduler.cancel_map(1))
+    pool.run_until_quiet()
+    assert len(pool.runs) == 1
+
+
+def test_cancelled_map_is_withdrawn_from_workers() -> None:
+    pool = FakePool(1, cost_model=known(10e-6))
+    pool.start(1)
+    pool.map(1, 100, n_workers=1, chunksize=1)
+    assert len(pool.held()) == 2
+    pool.do(pool.scheduler.cancel_map(1))
+    assert len(pool.held()) == 1
     pool.run_until_quiet()
     assert len(pool.runs) == 1
 
