@@ -274,7 +274,10 @@ class Maps:
                 self._engine.want_workers(pool.n_ready + 1)
                 self._engine.await_starts()
                 if not plan.is_serial and plan.n_workers == pool.n_ready:  # one more loads the function
-                    plan = job.plan = plan._replace(n_workers=plan.n_workers + 1)
+                    more = job.plan = plan._replace(n_workers=plan.n_workers + 1)
+                    if self._last is plan:
+                        self._last = more
+                    plan = more
         if not plan.is_serial:
             self.release(job, plan.n_workers)
             return job

@@ -70,9 +70,10 @@ _LONG_NS = 2_500_000
 #: wait: a record takes about 5 us here and 30 us in the parent.
 _GROUP_NS = 1_000_000
 _GROUP_SHARE = 4
-#: Items of a map that last about this long are claimed at once, in nanoseconds: a claim takes 0.5 us, and what has not
-#: been claimed can be taken back.
-_CLAIM_NS = 50_000
+#: Items of a map are claimed together, for one part in so many of what is left of their chunk, within these bounds, in
+#: nanoseconds: a claim takes 3 us, and what has not been claimed can be taken back.
+_CLAIM_SHARE = 32
+_LEAST_CLAIM_NS, _MOST_CLAIM_NS = 50_000, 500_000
 #: Items in a group at most, and at most this many times the items that the function has run before.
 _GROUP_ITEMS = 4_000
 _GROUP_GROWTH = 2
@@ -246,8 +247,10 @@ class _Function:
             return 1
         return max(min(int(group_ns / max(self.item_ns, 50.0)), _GROUP_ITEMS, _GROUP_GROWTH * self.n_seen), 1)
 
-    def claim_size(self) -> int:
-        return max(int(_CLAIM_NS / max(self.item_ns, 50.0)), 1)
+    def claim_size(self, n_left: int) -> int:
+        item_ns = max(self.item_ns, 50.0)
+        claim_ns = min(max(n_left * item_ns / _CLAIM_SHARE, _LEAST_CLAIM_NS), _MOST_CLAIM_NS)
+        return max(int(claim_ns / item_ns), 1)
 
     def observe_growth(self, nbytes: int) -> bool:
         """An item, or some short ones, let this process grow; returns whether the parent should know."""
@@ -289,7 +292,8 @@ class Worker:
         self._status: StatusBlock | None = None
         self._claims: list[ClaimFile] = []  # by slot
         self._slot: tuple[int, int] | None = None  # of the chunk that runs, and how it is claimed
-        self._n_claimed = 0  # items of the chunk that runs here: it will run them
+        self._n_items = 0  # of the chunk that runs here
+        self._n_claimed = 0  # of these: it will run them
         self._used = 0  # bytes of records in the status block
         self._is_brisk = False  # the latest message came soon after it was waited for
         self._busy_since_ns = time.perf_counter_ns()
@@ -500,7 +504,7 @@ class Worker:
         self._put_off_flush(time.perf_counter_ns())
         self._cpu_ns = -1
         offset, n = 0, len(items)
-        self._n_claimed = n if self._slot is None else 0
+        self._n_items, self._n_claimed = n, n if self._slot is None else 0
         if self._slot is not None and self._slot[1] == WHOLE:
             self._n_claimed = self._claims[self._slot[0]].take(n)
         while offset < n:
@@ -540,7 +544,8 @@ class Worker:
         """Claim the next items of the chunk; returns how many."""
         assert self._slot is not None
         slot, how = self._slot
-        n = self._claims[slot].take(min(most, function.claim_size()) if how == IN_GROUPS else 1)
+        size = function.claim_size(self._n_items - self._n_claimed) if how == IN_GROUPS else 1
+        n = self._claims[slot].take(min(most, size))
         self._n_claimed += n
         return n
 
