@@ -99,6 +99,8 @@ class TinyMap:
             elapsed_s = stopped_at - batch.started_at
             if n_busy or n_rest:
                 cost_model.observe(self.function.key, n_run, elapsed_s, at_once=1 + n_busy)
+                if not n_rest:
+                    cost_model.observe_map(self.function.key, {1 + n_busy: (n_run, elapsed_s)})
             else:
                 cost_model.observe_tiny_map(self.function.key, n_run, elapsed_s)
         return values

@@ -7,8 +7,9 @@ AmorsizeExecutor, with nothing tuned, beside a serial loop, the standard pool wi
 multiprocessing.Pool, joblib, loky and mpire. Regret is our time over the best of all of them, the loop included: at
 most 1 means that nothing was faster. Each measurement has a fresh interpreter, with everything imported. Cold: a pool
 is created, maps, and is shut down. Warm: a pool that ran the same function before maps again. The contenders take
-turns in another order each round, and medians over rounds are quoted. "Everything imported" includes loky for ours,
-which a program imports when it starts its first worker: 25 ms here.
+turns in another order each round, and medians over rounds are quoted. Forecasts are of further runs of ours, since to
+ask for them takes time. "Everything imported" includes loky for ours, which a program imports when it starts its first
+worker: 25 ms here.
 
 The best of many is chosen after the fact, by the same times that are quoted: where several are equally fast, noise
 makes the best one look faster than any of them is. That counts against us. Beside it stands what they take in rounds

@@ -91,13 +91,28 @@ class FunctionCost(NamedTuple):
     inline_s: float = 0.0
 
 
+class _Mean:
+    """Average over items, in which the latest weigh more; 0 before the first."""
+
+    __slots__ = ("value", "weight")
+
+    def __init__(self) -> None:
+        self.value = 0.0
+        self.weight = 0.0
+
+    def observe(self, n_items: int, x: float) -> None:
+        """Take in that it was x on average over so many items."""
+        self.value += n_items / (self.weight + n_items) * (x - self.value)
+        self.weight = _KEPT * (self.weight + n_items)
+
+
 class _Function:
     """Running estimates of one function; see `CostModel.observe` for the formulas."""
 
     __slots__ = (
-        "alone_s", "carried", "carry_s", "clocked_s", "cpu_s", "cpu_share", "inline_s", "inlined", "load_s", "map_s",
-        "map_var_s2", "map_weight", "mean_s", "n_clipped", "n_items", "n_tiny", "nbytes", "receive_s", "received",
-        "return_s", "returned", "scaling", "size_fit", "tiny_items", "tiny_s", "total_s", "var_s2", "weight",
+        "alone_s", "clocked_s", "cpu_s", "cpu_share", "inline_s", "load_s", "map_s", "map_var_s2", "map_weight",
+        "mean_s", "n_clipped", "n_items", "n_tiny", "nbytes", "receive_s", "return_s", "scaling", "send_s", "size_fit",
+        "tiny_items", "tiny_s", "total_s", "var_s2", "weight",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -109,15 +124,10 @@ class _Function:
         self.n_clipped = 0  # latest observations in a row that counted for less than they were
         self.cpu_share = 1.0
         self.cpu_s = self.clocked_s = 0.0  # of the latest items: a ratio of sums, as the kernel's clock may be late
-        self.carried = 0.0  # weight of the two below
-        self.carry_s = 0.0
-        self.nbytes = 0.0
-        self.inlined = 0.0  # weight of the next
-        self.inline_s = 0.0
-        self.received = 0.0  # weight of the next
-        self.receive_s = 0.0
-        self.returned = 0.0  # weight of the next
-        self.return_s = 0.0
+        self.send_s, self.receive_s = _Mean(), _Mean()  # what carrying an item takes the parent
+        self.nbytes = _Mean()
+        self.inline_s = _Mean()
+        self.return_s = _Mean()
         self.map_s = 0.0  # mean time of one item in whole maps
         self.map_var_s2 = 0.0
         self.map_weight = 0.0
@@ -243,13 +253,13 @@ class CostModel:
                 mean_s=found.map_s if by_maps else found.mean_s,
                 std_s=(found.map_var_s2 if by_maps else found.var_s2) ** 0.5,
                 cpu_share=found.cpu_share,
-                carry_s=max(found.carry_s + found.receive_s, self.PRIOR_CARRY_S),
-                nbytes=found.nbytes,
+                carry_s=max(found.send_s.value + found.receive_s.value, self.PRIOR_CARRY_S),
+                nbytes=found.nbytes.value,
                 n_items=found.n_items,
                 scaling=found.scaling,
                 try_alone_s=found.alone_s,
-                return_s=max(found.return_s, 0.0) if found.returned else None,
-                inline_s=found.inline_s if found.inlined else self.PRIOR_INLINE_S,
+                return_s=max(found.return_s.value, 0.0) if found.return_s.weight else None,
+                inline_s=found.inline_s.value if found.inline_s.weight else self.PRIOR_INLINE_S,
             )
 
     def mean_s(self, key: Hashable) -> float | None:
@@ -433,18 +443,13 @@ class CostModel:
         x = max(cpu_s - 0.5 * self.CHUNK_OVERHEAD_S, 0.0) / n_items
         with self._lock:
             f = self._entry(key)
-            a = n_items / (f.carried + n_items)
-            f.carry_s += a * (x - f.carry_s)
-            f.nbytes += a * (nbytes / n_items - f.nbytes)
-            f.carried = _KEPT * (f.carried + n_items)
+            f.send_s.observe(n_items, x)
+            f.nbytes.observe(n_items, nbytes / n_items)
 
     def observe_receipt(self, key: Hashable, n_items: int, cpu_s: float) -> None:
         """Take in what the parent spent to decode results: CPU time of the thread that received them, in seconds."""
         with self._lock:
-            f = self._entry(key)
-            a = n_items / (f.received + n_items)
-            f.receive_s += a * (cpu_s / n_items - f.receive_s)
-            f.received = _KEPT * (f.received + n_items)
+            self._entry(key).receive_s.observe(n_items, cpu_s / n_items)
 
     def observe_inline(self, key: Hashable, n_items: int, beyond_s: float) -> None:
         """Take in what the caller took for a batch of items beyond running them, in seconds.
@@ -453,10 +458,7 @@ class CostModel:
         """
         x = max(beyond_s - self.CHUNK_OVERHEAD_S, 0.0) / n_items
         with self._lock:
-            f = self._entry(key)
-            a = n_items / (f.inlined + n_items)
-            f.inline_s += a * (x - f.inline_s)
-            f.inlined = _KEPT * (f.inlined + n_items)
+            self._entry(key).inline_s.observe(n_items, x)
 
     def observe_return(self, key: Hashable, n_items: int, beyond_s: float) -> None:
         """Take in what a worker took for items beyond running them, from the results before them until theirs came.
@@ -471,12 +473,8 @@ class CostModel:
             The time for all of them, in seconds. Averaged over items like their times; it may be negative, when the
             results before them came late.
         """
-        x = beyond_s / n_items
         with self._lock:
-            f = self._entry(key)
-            a = n_items / (f.returned + n_items)
-            f.return_s += a * (x - f.return_s)
-            f.returned = _KEPT * (f.returned + n_items)
+            self._entry(key).return_s.observe(n_items, beyond_s / n_items)
 
     def observe_load(self, key: Hashable, elapsed_s: float) -> None:
         """Take in what a worker took for a function that it had not run before, beyond the items, in seconds.
@@ -527,11 +525,11 @@ class CostModel:
             f = self._entry(key)
             f.mean_s = f.map_s = f.total_s = numbers["mean_s"]
             f.var_s2 = f.map_var_s2 = numbers.get("std_s", 0.0) ** 2
-            f.weight = f.map_weight = f.carried = 1.0
+            f.weight = f.map_weight = f.send_s.weight = f.nbytes.weight = 1.0
             f.n_items = 1
             f.cpu_share = min(numbers.get("cpu_share", 1.0), 1.0)
-            f.carry_s = numbers.get("carry_s", 0.0)
-            f.nbytes = numbers.get("nbytes", 0.0)
+            f.send_s.value = numbers.get("carry_s", 0.0)
+            f.nbytes.value = numbers.get("nbytes", 0.0)
             f.load_s = numbers.get("load_s")
             for name, x in numbers.items():
                 level = name[len(_LEVEL) :]

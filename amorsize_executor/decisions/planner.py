@@ -77,8 +77,7 @@ MIN_GAIN_COLD_S = 15e-3
 MIN_GAIN_CROWDED = 0.25
 #: What the start of a worker takes of the caller's time, over the time until it is ready.
 START_PRICE = 0.1
-#: ... and where the caller and the workers that are there leave it no CPU: of one that loads, and of one for maps to
-#: come.
+#: ... and where the caller and the workers that are there leave it no CPU.
 CROWDED_START_PRICE = 0.5
 #: Share of its speed that the caller keeps while workers start beside it.
 _CALLER_SHARE_WHILE_STARTING = 0.9

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from amorsize_executor import AmorsizeExecutor, CostModel, inline
+from amorsize_executor.workers.functions import cost_key
 
 from . import tasks
 from .tools import LIMIT_S, Signal
@@ -276,3 +277,46 @@ def test_the_caller_works_while_a_worker_imports(
         assert all(future.result(LIMIT_S)[1] != os.getpid() for future in futures)
         assert [x for x, _ in fresh.map(where, range(12))] == list(range(12))
     monkeypatch.delitem(sys.modules, "slow_to_import")
+
+
+def test_caller_goes_on_alone_when_the_first_worker_shows_that_it_is_faster(
+    fresh: AmorsizeExecutor, make_signal: Callable[[], Signal], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started, go = make_signal(), make_signal()
+    function = partial(tasks.pause, started, go)
+    with fresh:
+        fresh.submit(tasks.pid).result(LIMIT_S)
+        fresh.cost_model.observe(cost_key(function), 10, 0.1)
+        maps, scheduler = fresh._dispatcher.maps, fresh._dispatcher.scheduler
+        running = fresh.start_map(function, range(50))
+        started.take()
+        job = running.job
+        assert job is not None
+        assert job.is_released
+        assert job.plan is not None
+        alone = job.plan._replace(n_workers=0, is_helped=False)
+        monkeypatch.setattr(maps, "_plan", lambda _: alone)
+        monkeypatch.setattr(maps, "look_after", lambda *_: None)  # nobody has come for results yet
+        job.n_staged = 1
+        maps.load_known(job)
+        assert not job.is_released
+        assert scheduler.held_jobs() == (job.job_id,)
+        assert scheduler.n_waiting(job.job_id) == 49, "all but the one that has begun"
+        monkeypatch.undo()
+        go.give(50)
+        assert list(running.results) == list(range(50))
+
+
+def test_last_plan_tells_of_a_map_for_which_one_more_worker_loads_the_function(fresh: AmorsizeExecutor) -> None:
+    with fresh:
+        assert fresh.submit(tasks.pid_after, 3e-3).result(LIMIT_S)
+        key = cost_key(tasks.pid_after)
+        for _ in range(10):
+            fresh.cost_model.observe(key, 10, 30e-3, 30e-3)
+        fresh.cost_model.observe_load(key, 30.0)
+        fresh._dispatcher.maps._missed_s = 1000.0  # maps before have missed a second worker
+        assert len(list(fresh.map(tasks.pid_after, [3e-3] * 20))) == 20
+        plan = fresh.last_plan
+        assert plan is not None
+        assert plan.actual_s is not None
+        assert plan.timeline
