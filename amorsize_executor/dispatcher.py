@@ -469,7 +469,11 @@ class Dispatcher:
             start_s = load_s + (start_s if n_ready == self.scheduler.n_ready else 0.0)
         elif key is not None and self._load_s(key) >= LEAST_LOAD_S:  # and so is one that must import much
             n_ready, load_s = self.scheduler.n_knowing(key), self._load_s(key)
-            start_s = load_s + (start_s if n_ready == self.scheduler.n_ready else 0.0)
+            left_s = self.scheduler.load_left_s(key, time.perf_counter())
+            if left_s is not None:
+                start_s = left_s
+            else:
+                start_s = load_s + (start_s if n_ready == self.scheduler.n_ready else 0.0)
         return PoolState(
             n_ready,
             self.scheduler.worker_limit,
@@ -892,6 +896,7 @@ class Dispatcher:
             if timed and pool is not None:
                 actions += self.scheduler.look({worker_id: pool.running(worker_id) for worker_id in timed}, now)
             held = [self.maps.jobs[i] for i in self.scheduler.held_jobs() if i in self.maps.jobs]
+            held += [job for job in self.maps.jobs.values() if job.is_guess]
             tiny = list(self.maps.tiny)
             if self.is_watching:
                 self._idle_looks = 0 if held or tiny else self._idle_looks + 1

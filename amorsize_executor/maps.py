@@ -48,6 +48,8 @@ _TICK_S = 4e-3
 _LONG_BATCH_S = 2 * planner.INLINE_BATCH_S
 #: A caller that should help with a map, and has not for so long, does not, in seconds.
 _ABSENT_S = 0.03
+#: A caller that waits beside workers that start or load sees at least so many seconds apart whether it should help.
+_LOOK_AGAIN_S = 5e-3
 #: Why items do not run in the caller.
 _NEEDS_RESOURCE = "workers have the resource that it needs"
 _SAMPLED_THERE = "nothing was known about it, and workers find out"
@@ -271,10 +273,14 @@ class Maps:
             pool = self._engine.pool_state(key=function.key)
             if planner.start_pays(self._missed_s, pool) and pool.n_ready < min(pool.max_workers, pool.n_cpus):
                 self._missed_s = 0.0
-                self._engine.want_workers(pool.n_ready + 1)
+                cost = self._cost(job, in_map=False)
+                n_wanted = pool.n_ready + 1
+                if cost is not None:
+                    n_wanted = max(planner.best_ready(job.n_items, cost, pool).n_workers, n_wanted)
+                self._engine.want_workers(n_wanted)
                 self._engine.await_starts()
-                if not plan.is_serial and plan.n_workers == pool.n_ready:  # one more loads the function
-                    more = job.plan = plan._replace(n_workers=plan.n_workers + 1)
+                if not plan.is_serial and plan.n_workers == pool.n_ready:  # others load the function
+                    more = job.plan = plan._replace(n_workers=n_wanted)
                     if self._last is plan:
                         self._last = more
                     plan = more
@@ -329,8 +335,8 @@ class Maps:
             cost = cost._replace(carry_s=max(cost.carry_s, item_nbytes * self._engine.carry_s_a_byte))
         return cost
 
-    def _plan(self, job: MapJob) -> Plan:
-        """Plan what remains of a map; under the lock."""
+    def _plan(self, job: MapJob, least: int = 0) -> Plan:
+        """Plan what remains of a map, with no fewer workers than share it already; under the lock."""
         waiting = self._engine.scheduler.n_waiting(job.job_id)
         pool = self._engine.pool_state(self._engine.scheduler.needs(job.job_id), job.function.key)
         job.planned_for = (pool.n_ready, job.n_items)
@@ -347,6 +353,7 @@ class Maps:
             inline=job.may_inline and not is_sampled_there,
             chunksize=job.chunksize,
             constraint=job.constraint or (_SAMPLED_THERE if is_sampled_there else ""),
+            least=least,
         )
         if job.plan is not None and waiting < job.n_items and cost is not None and plan.item_s is not None:
             # The plan of the rest tells the whole: what was measured took so long, all else costs what is now known.
@@ -391,8 +398,11 @@ class Maps:
         with self._engine.lock:
             if not job.n_staged or job.plan is None or not self._engine.scheduler.n_waiting(job.job_id):
                 return
-            n_staged, job.n_staged = job.n_staged, 0
+            n_has = max(min(job.n_staged, self._engine.pool_state().n_cpus - 1), 1)
+            job.n_staged = 0
             plan = self._plan(job)
+            if 0 < plan.n_workers < n_has:
+                plan = self._plan(job, n_has)
             actions: list[Action] = []
             if plan.is_serial:
                 actions = self._engine.scheduler.hold_map(job.job_id)
@@ -400,7 +410,7 @@ class Maps:
         if plan.is_serial:
             self._engine.execute(actions)
         else:
-            self.release(job, min(plan.n_workers, n_staged))
+            self.release(job, plan.n_workers)
 
     def widen(self, before: int, n_workers: int) -> None:
         """The pool may have more workers than before: maps that have all of them get those, too."""
@@ -493,11 +503,13 @@ class Maps:
                 if job.plan is not None and job.plan.actual_s is None:  # its input ended behind its last result
                     self._finish(job)
                 return None
+            look_s = None
             if job.may_inline:
                 if self._run_inline(job):
                     continue
                 self.replace_caller(job, time.perf_counter())
-            job.wait(until)
+                look_s = self._look_again_s(job)
+            job.wait(until, look_s)
 
     def ready_results(self, job: MapJob) -> list[Any] | None:
         """Results of a map that are there now, in order; None when there are none. For the thread that iterates."""
@@ -626,7 +638,7 @@ class Maps:
         if job.is_released:
             if plan is not None and plan.is_helped and job.n_workers is None and not job.n_staged and n_waiting:
                 with self._engine.lock:
-                    again = self._plan(job)
+                    again = self._plan(job, plan.n_workers)
                 if again.n_workers > plan.n_workers:
                     self.release(job, again.n_workers)
             return
@@ -676,6 +688,10 @@ class Maps:
                 if not plan.is_serial:
                     return plan.n_workers
         else:
+            if plan.item_s is None and item_s is not None and job.n_workers is None:  # a guess had them released
+                n_has, plan = plan.n_workers, self._plan(job, plan.n_workers)
+                if plan.n_workers > n_has:
+                    return plan.n_workers
             if not self._may_help(job):
                 return range(0)
             n_sharing = max(scheduler.n_ready, 1)
@@ -705,6 +721,20 @@ class Maps:
             self._engine.pool_state()._replace(n_ready=scheduler.n_knowing(key)),
             until_help_s,
         )
+
+    def _look_again_s(self, job: MapJob) -> float | None:
+        """Seconds after which a waiting caller should see whether it pays to help by now; None if only results matter.
+
+        While workers start or load, nobody tells it that they take longer than was expected.
+        """
+        scheduler = self._engine.scheduler
+        with self._engine.lock:
+            if not scheduler.n_waiting(job.job_id) and not scheduler.n_unbegun(job.job_id):
+                return None
+            until_help_s = scheduler.until_help_s(job.job_id, time.perf_counter())
+        if until_help_s is None:
+            return None
+        return max(self._engine.cost_model.mean_s(job.function.key) or 0.0, _LOOK_AGAIN_S)
 
     def abandon(self, job: MapJob) -> None:
         """Nobody will ask for more results of a map.
@@ -801,6 +831,19 @@ class Maps:
                 self._last = job.plan
         self.release(job, n_workers)
 
+    def _start_others(self, job: MapJob, waiting: int, item_s: float, pool_state: PoolState) -> None:
+        """Give a map of which nothing is known more workers, as its first item takes longer and longer."""
+        n_workers = planner.first_starts(waiting, item_s, pool_state)
+        with self._engine.lock:
+            plan = job.plan
+            if plan is None or not job.is_guess or n_workers <= plan.n_workers:
+                return
+            why = f"an item in the caller took {format_time(item_s)}"
+            job.plan = plan._replace(n_workers=n_workers, constraint=why)
+            if self._last is plan:
+                self._last = job.plan
+        self.release(job, n_workers)
+
     def look_after(self, job: MapJob, now: float) -> None:
         """Hand a map to workers if its caller is stuck in an item, or does not come for results."""
         with self._engine.lock:
@@ -814,6 +857,9 @@ class Maps:
             item_s = now - job.visited_at
             if pool_state.n_ready == 0 and item_s < pool_state.worker_start_s:
                 return
+        if job.is_released:
+            self._start_others(job, waiting, item_s, pool_state)
+            return
         cost = self._engine.cost_model.lookup(job.function.key, in_map=True)
         mean_s, cpu_share = (None, 1.0) if cost is None else (cost.mean_s, cost.cpu_share)
         if not planner.hand_over_pays(waiting, item_s, mean_s, pool_state, cpu_share):
@@ -824,7 +870,7 @@ class Maps:
         is_cold = pool_state.n_ready == 0
         n_workers = max(min(pool_state.max_workers, waiting), 1)
         if is_cold:
-            n_workers = planner.first_starts(waiting, pool_state)
+            n_workers = planner.first_starts(waiting, item_s, pool_state)
         elif pool_state.load_s:  # others would have to load the function
             n_workers = min(n_workers, pool_state.n_ready)
         with self._engine.lock:

@@ -122,6 +122,12 @@ class MapJob:
         self.epoch = Epoch()  # in which an array that has not moved is the same
         self.local_errors: dict[int, BaseException] = {}  # items whose arguments could not be pickled
 
+    @property
+    def is_guess(self) -> bool:
+        """Whether workers share it, and the caller is in an item of which nothing was known."""
+        plan = self.plan
+        return self.is_released and self.batch is not None and plan is not None and plan.item_s is None
+
     def take_items(self, indices: Sequence[int]) -> list[Any]:
         """Arguments of these items."""
         with self.condition:
@@ -272,8 +278,8 @@ class MapJob:
             del self.items[:n_done]
             self.base += n_done
 
-    def wait(self, until: float | None) -> None:
-        """Wait for results until a time (of `time.monotonic`).
+    def wait(self, until: float | None, look_s: float | None = None) -> None:
+        """Wait for results until a time (of `time.monotonic`), but at most `look_s` seconds.
 
         Raises
         ------
@@ -291,6 +297,9 @@ class MapJob:
                         from concurrent.futures import TimeoutError as FuturesTimeout
 
                         raise FuturesTimeout(f"map of {self.function.name}: no result for item {self.n_out} in time")
+                    if look_s is not None and (left is None or look_s < left):
+                        self.condition.wait(look_s)
+                        return
                     self.condition.wait(None if left is None else min(left, threading.TIMEOUT_MAX))
             finally:
                 self.is_waiting = False

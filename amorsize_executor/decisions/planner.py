@@ -83,6 +83,9 @@ CROWDED_START_PRICE = 0.5
 _CALLER_SHARE_WHILE_STARTING = 0.9
 #: Seconds that a byte of a large item takes its sender before that was measured: 1 GB/s, to copy and to map it.
 CARRY_S_A_BYTE = 1e-9
+#: Of a map of which nothing is known, half of the workers start first, and all if its first item has taken so many
+#: times what a start takes.
+_ALL_START_AFTER = 4
 #: What is expected of an unknown function's other items, over what its first one has taken.
 FIRST_CALL_SHARE = 0.1
 
@@ -189,6 +192,7 @@ def plan_map(
     inline: bool,
     chunksize: int | None = None,
     constraint: str = "",
+    least: int = 0,
 ) -> Plan:
     """Choose serial or a number of workers for what remains of a map.
 
@@ -208,6 +212,8 @@ def plan_map(
         Size of chunks if the caller fixed it.
     constraint
         Why the caller may not run items, for the plan's reason.
+    least
+        Workers that share the map already: with fewer, or none, nothing would be won.
 
     Returns
     -------
@@ -222,14 +228,20 @@ def plan_map(
         return Plan(function, n_items, 0 if inline else most, chunksize or 1, constraint=constraint)
     serial = serial_cost(n_items, cost)
     considered = [serial] if inline else []
-    if not inline or serial.total_s >= MIN_GAIN_S:  # else there is not so much to gain
-        considered += [parallel_cost(n_items, cost, n, pool, inline=inline) for n in _worker_counts(most)]
-    gainful = [c for c in considered if not inline or _is_gainful(c, serial, cost, pool)]
+    if not inline or least or serial.total_s >= MIN_GAIN_S:  # else there is not so much to gain
+        counts = [n for n in _worker_counts(most) if n > least]
+        counts = [least, *counts] if least else counts
+        considered += [parallel_cost(n_items, cost, n, pool, inline=inline) for n in counts]
+    if least:
+        gainful = [c for c in considered if c.n_workers]
+    else:
+        gainful = [c for c in considered if not inline or _is_gainful(c, serial, cost, pool)]
     # Of those within a hundredth of the best: with the fewest workers to start, then with no need of the caller.
     least_s = min(c.total_s for c in gainful)
     close = [c for c in gainful if c.total_s <= least_s + 0.01 * abs(least_s)]
     best = min(close, key=lambda c: (max(c.n_workers - pool.n_ready, 0), c.helped, c.n_workers))
-    if inline and best.n_workers and cost.try_alone_s is not None and n_items * cost.try_alone_s < 0.95 * best.total_s:
+    alone_s = cost.try_alone_s if inline and not least else None
+    if best.n_workers and alone_s is not None and n_items * alone_s < 0.95 * best.total_s:
         constraint = "items of an earlier map were so fast in the caller that this is tried once"
         best = serial
     first = chunksize or chunk_size(
@@ -264,6 +276,15 @@ def _is_gainful(candidate: Cost, serial: Cost, cost: FunctionCost, pool: PoolSta
     return serial.total_s - candidate.total_s >= max(max(share, _least_gain(cost)) * serial.total_s, least_s)
 
 
+def best_ready(n_items: int, cost: FunctionCost, pool: PoolState) -> Cost:
+    """Expected cost of a map with the best number of workers, were all ready: the fewest within a hundredth."""
+    ready = pool._replace(n_ready=pool.max_workers)
+    most = max(min(pool.max_workers, n_items), 1)
+    found = [parallel_cost(n_items, cost, n, ready, inline=True) for n in _worker_counts(most)]
+    least_s = min(c.total_s for c in found)
+    return next(c for c in found if c.total_s <= 1.01 * least_s)
+
+
 def missed_s(plan: Plan, cost: FunctionCost, pool: PoolState) -> float:
     """Seconds that a map would have gained had all workers been ready.
 
@@ -275,7 +296,7 @@ def missed_s(plan: Plan, cost: FunctionCost, pool: PoolState) -> float:
         return 0.0
     most = max(min(pool.max_workers, n_items), 1)
     ready = pool._replace(n_ready=pool.max_workers)
-    best_s = min(parallel_cost(n_items, cost, n, ready, inline=True).total_s for n in _worker_counts(most))
+    best_s = best_ready(n_items, cost, pool).total_s
     if pool.load_s:
         there = [parallel_cost(n_items, cost, n, pool, inline=True) for n in _worker_counts(min(pool.n_ready, most))]
         had_s = min(c.total_s for c in [serial_cost(n_items, cost), *there])
@@ -470,6 +491,7 @@ def hand_over_pays(
     return min(rest_s, item_elapsed_s) * min(at_once - 1, 1.0) + rest_s * (1 - 1 / at_once) > pool.worker_start_s
 
 
-def first_starts(remaining: int, pool: PoolState) -> int:
-    """Workers to start where little is known: so many that the caller, who goes on, keeps a CPU for itself."""
-    return max(min(remaining, pool.max_workers, pool.n_cpus // 2), 1)
+def first_starts(remaining: int, item_elapsed_s: float, pool: PoolState) -> int:
+    """Workers to start where little is known: half of the CPUs, and all but the caller's if an item takes very long."""
+    n_cpus = pool.n_cpus // 2 if item_elapsed_s < _ALL_START_AFTER * pool.worker_start_s else pool.n_cpus - 1
+    return max(min(remaining, pool.max_workers, n_cpus), 1)

@@ -492,13 +492,24 @@ class Scheduler:
 
     def loading_s(self, key: Hashable, now: float) -> float:
         """How long some worker has been loading a function by now, in seconds; 0 if none is."""
-        since = [
+        return now - min(self._loading_since(key), default=now)
+
+    def load_left_s(self, key: Hashable, now: float) -> float | None:
+        """Seconds until some worker has loaded a function, by what that took others; None if nobody loads, or knows.
+
+        When it takes longer, as long as it has taken beyond that.
+        """
+        load_s, since = self._cost_model.load_s(key), self._loading_since(key)
+        return min([abs(load_s - (now - at)) for at in since], default=None) if load_s is not None else None
+
+    def _loading_since(self, key: Hashable) -> list[float]:
+        """When workers that load a function have begun to, in seconds."""
+        return [
             chunk.given_at
             for worker in self._workers.values()
             for chunk in worker.chunks.values()
             if chunk.first_of is not None and chunk.first_of == key and not chunk.needs
         ]
-        return now - min(since, default=now)
 
     def n_knowing(self, key: Hashable) -> int:
         """Workers that have given results of a function."""

@@ -249,6 +249,8 @@ class MapWork:
 
     def put_back(self, items: Sequence[int]) -> None:
         """Items that were given out come back, to be the next."""
+        if not items:
+            return  # an empty range may stop anywhere
         if isinstance(items, range) and items.stop == self.next and items.step == 1 and not self.passed:
             self.next = items.start
         else:

@@ -9,7 +9,9 @@ from amorsize_executor.decisions.cost_model import FunctionCost
 from amorsize_executor.decisions.plan import Plan, format_time
 from amorsize_executor.decisions.planner import (
     PoolState,
+    best_ready,
     chunk_size,
+    first_starts,
     hand_over_pays,
     inline_batch,
     missed_s,
@@ -286,6 +288,29 @@ def test_an_item_that_keeps_all_cpus_busy_hands_nothing_over_to_workers_that_mus
     assert not hand_over_pays(50, 10e-3, 5e-3, pool, cpu_share=2.0)
     assert hand_over_pays(50, pool.worker_start_s, 5e-3, pool, cpu_share=2.0)  # as long as a start takes
     assert hand_over_pays(50, 10e-3, 5e-3, WARM, cpu_share=4.0)
+
+
+def test_half_of_the_cpus_get_workers_at_first_and_all_but_one_for_a_very_long_item() -> None:
+    pool = COLD._replace(n_cpus=16, max_workers=16)
+    assert first_starts(100, 1 * pool.worker_start_s, pool) == 8
+    assert first_starts(100, 4 * pool.worker_start_s, pool) == 15
+    assert first_starts(3, 4 * pool.worker_start_s, pool) == 3
+    assert first_starts(100, 4 * pool.worker_start_s, pool._replace(n_cpus=1)) == 1
+
+
+def test_a_map_that_workers_share_already_gets_no_fewer() -> None:
+    alone = plan_map("f", 20, cost(1e-6), COLD, inline=True)
+    assert alone.is_serial
+    shared = plan_map("f", 20, cost(1e-6), COLD, inline=True, least=3)
+    assert shared.n_workers == 3
+    assert shared.predicted_s == pytest.approx(parallel_cost(20, cost(1e-6), 3, COLD, inline=True).total_s)
+    assert plan_map("f", 1000, cost(0.1), COLD, inline=True, least=1).n_workers == 4
+
+
+def test_all_workers_that_would_pay_start_once_it_was_shown_that_they_are_missed() -> None:
+    pool = COLD._replace(n_cpus=16, max_workers=16, n_ready=2)
+    assert best_ready(1000, cost(10e-3), pool).n_workers >= 15
+    assert best_ready(3, cost(10e-3), pool).n_workers == 3
 
 
 def test_items_that_wait_are_handed_over_sooner() -> None:

@@ -988,6 +988,14 @@ def test_worker_that_dies_at_work_is_replaced_though_nothing_waits() -> None:
     assert len(pool.starting) == 1
 
 
+def test_a_caller_that_gives_nothing_back_leaves_all_items_to_come() -> None:
+    pool = FakePool(1)
+    pool.scheduler.add_map(1, "f", 3)
+    assert pool.scheduler.take_inline(1, 1) == range(1)
+    pool.scheduler.return_inline(1, range(2, 1))  # it had ended its batch just then
+    assert pool.scheduler.take_inline(1, 3) == range(1, 3)
+
+
 # ---------------------------------------------------------------------- what workers have to load
 
 
@@ -1040,6 +1048,16 @@ def test_another_worker_loads_a_function_when_those_that_have_give_nothing_for_a
     pool.finish(other)
     pool.run_until_quiet()
     assert pool.runs == Counter({(1, i): 1 for i in range(20)})
+
+
+def test_when_the_next_worker_will_have_loaded_a_function() -> None:
+    pool = FakePool(2, cost_model=loading(10.0))
+    pool.start(2)
+    assert pool.scheduler.load_left_s("f", pool.now) is None
+    pool.map(1, 20, n_workers=1)
+    assert pool.scheduler.load_left_s("f", pool.now + 4.0) == pytest.approx(6.0)
+    assert pool.scheduler.load_left_s("f", pool.now + 13.0) == pytest.approx(3.0)  # late: as long again
+    assert pool.scheduler.load_left_s("g", pool.now) is None
 
 
 def test_the_caller_takes_what_a_worker_that_loads_has_not_begun() -> None:

@@ -7,14 +7,16 @@ import importlib
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from amorsize_executor import AmorsizeExecutor, CostModel, inline
+from amorsize_executor import AmorsizeExecutor, CostModel, inline, machine
 from amorsize_executor.workers.functions import cost_key
 
 from . import tasks
@@ -225,6 +227,13 @@ def test_a_batch_without_a_limit_of_time_runs_to_its_end() -> None:
     assert batch.values == list(range(100))
 
 
+def test_nothing_is_taken_back_of_a_batch_that_has_just_ended() -> None:
+    batch = inline.InlineBatch(7, [1, 2], abs, is_star=False)
+    assert batch.run() is None
+    assert batch.take_back() == range(0)
+    assert batch.left_over(2) == range(0)
+
+
 def test_a_stop_iteration_in_a_batch_with_a_limit_of_time_is_its_items() -> None:
     batch = inline.InlineBatch(0, [0, 1, 2, 3], _stop_at_two, is_star=False)
     assert isinstance(batch.run(most_s=60.0), StopIteration)
@@ -259,9 +268,12 @@ def where(x):
 """
 
 
+@pytest.mark.parametrize(("n_cpus", "max_workers"), [(2, 2), (8, 2), (8, 7)])
 def test_the_caller_works_while_a_worker_imports(
-    fresh: AmorsizeExecutor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    n_cpus: int, max_workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(machine, "cpu_count", lambda: n_cpus)
+    fresh = AmorsizeExecutor(max_workers=max_workers, cost_model=CostModel())
     (tmp_path / "slow_to_import.py").write_text(SLOW_TO_IMPORT, "utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     gate = tmp_path / "gate"
@@ -277,6 +289,31 @@ def test_the_caller_works_while_a_worker_imports(
         assert all(future.result(LIMIT_S)[1] != os.getpid() for future in futures)
         assert [x for x, _ in fresh.map(where, range(12))] == list(range(12))
     monkeypatch.delitem(sys.modules, "slow_to_import")
+
+
+def test_all_but_one_cpu_get_workers_once_the_first_item_of_a_long_map_has_ended(
+    make_signal: Callable[[], Signal], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "cpu_count", lambda: 4)
+    started, go = make_signal(), make_signal()
+    with AmorsizeExecutor(cost_model=CostModel()) as executor:
+        results = executor.map(partial(_pause_behind_the_first, started, go), range(40))
+        reader = threading.Thread(target=list, args=(results,))
+        reader.start()
+        try:
+            started.take(4)  # the caller, and three workers
+        finally:
+            go.give(100)
+            reader.join(LIMIT_S)
+
+
+def _pause_behind_the_first(started: Signal, go: Signal, i: int) -> Any:
+    if i == 0:
+        until = time.thread_time() + 0.05
+        while time.thread_time() < until:
+            pass
+        return i
+    return tasks.pause(started, go, i)
 
 
 def test_caller_goes_on_alone_when_the_first_worker_shows_that_it_is_faster(
