@@ -387,7 +387,13 @@ class Maps:
             is_trial = n_workers < job.n_staged
             if giants:
                 self._engine.scheduler.pull_ahead(job.job_id, giants)
-            actions = self._engine.scheduler.release_map(job.job_id, n_workers, time.perf_counter(), is_trial=is_trial)
+            actions = self._engine.scheduler.release_map(
+                job.job_id,
+                n_workers,
+                time.perf_counter(),
+                is_trial=is_trial,
+                is_helped=job.plan is not None and job.plan.is_helped,
+            )
         self._engine.execute(actions)
 
     def load_known(self, job: MapJob) -> None:

@@ -407,12 +407,14 @@ class Scheduler:
             self._limits.timed[job_id] = terms.timeout_s
         self._settle(job, 0)
 
-    def release_map(self, job_id: int, n_workers: int, now: float, *, is_trial: bool = False) -> list[Action]:
-        """Workers may take items of this map; about `n_workers` of them are wanted, and no more if it is a trial."""
+    def release_map(
+        self, job_id: int, n_workers: int, now: float, *, is_trial: bool = False, is_helped: bool = False
+    ) -> list[Action]:
+        """Workers may take items of this map: about `n_workers`, beside its caller if it helps; no more for a trial."""
         job = self._jobs.get(job_id)
         if job is None:
             return []
-        job.n_workers, job.is_trial = n_workers, is_trial
+        job.n_workers, job.is_trial, job.is_helped = n_workers, is_trial, is_helped
         if job.held:
             job.held = False
             job.head_since = now

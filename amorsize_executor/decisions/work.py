@@ -20,7 +20,7 @@ _GROUP_S = 1e-3
 _GROUP_TASKS = 256
 #: A chunk is overdue when it takes three times as long as expected, and this much more, in seconds.
 OVERDUE_S = 5e-3
-#: A giant begins when each worker has this many times its length to do.
+#: A giant begins when each worker, and the caller if it helps, has this many times its length to do.
 _GIANT_LEAD = 2.0
 #: Items of a chunk at most; a claim file has no more tickets.
 _MOST_ITEMS = 1 << 20
@@ -140,6 +140,8 @@ class MapWork:
         How many workers are wanted.
     is_trial
         Whether no more are to load its function, since nobody knows what that takes.
+    is_helped
+        Whether its caller runs items beside them.
     growth
         Largest run of items that gave results in this map; it bounds the next chunk.
     nbytes
@@ -153,8 +155,8 @@ class MapWork:
     """
 
     __slots__ = (
-        "chunksize", "closed", "giants", "growth", "head_since", "held", "is_trial", "job_id", "key", "late", "n_items",
-        "n_settled", "n_workers", "nbytes", "needs", "next", "passed", "returned", "terms",
+        "chunksize", "closed", "giants", "growth", "head_since", "held", "is_helped", "is_trial", "job_id", "key",
+        "late", "n_items", "n_settled", "n_workers", "nbytes", "needs", "next", "passed", "returned", "terms",
     )  # fmt: skip
 
     def __init__(
@@ -175,6 +177,7 @@ class MapWork:
         self.held = True
         self.n_workers = 0
         self.is_trial = False
+        self.is_helped = False
         self.next = 0
         self.returned: deque[int] = deque()
         self.giants: deque[tuple[int, float]] = deque()  # (index, expected seconds), the longest first
@@ -207,8 +210,8 @@ class MapWork:
         self.passed.extend(sorted(i for i, _ in kept))
         self._step_over()
 
-    def _is_giant_due(self, mean_s: float | None, n_workers: int) -> bool:
-        """Whether the longest giant must begin, lest the others be done long before it.
+    def _is_giant_due(self, mean_s: float | None, n_at_it: int) -> bool:
+        """Whether the longest giant must begin, lest the others be done long before it, by so many.
 
         Longest first makes the last to end early (Graham, "Bounds on multiprocessing timing anomalies", 1969); not
         before it has to, since results are handed out in order.
@@ -219,7 +222,7 @@ class MapWork:
         if not others:
             return True
         waiting_s = sum([s for _, s in self.giants]) + others * (mean_s or 0.0)
-        return waiting_s <= _GIANT_LEAD * n_workers * self.giants[0][1]
+        return waiting_s <= _GIANT_LEAD * n_at_it * self.giants[0][1]
 
     def _step_over(self) -> None:
         while self.passed and self.passed[0] == self.next:
@@ -281,7 +284,7 @@ class MapWork:
             Whether the worker has nothing to do; else the chunk waits behind another one.
         """
         mean_s, variation = model.next_items(self.key, is_confirmed=self.growth > 0)
-        if self._is_giant_due(mean_s, n_workers) and (is_calm or self.n_waiting > n_workers):
+        if self._is_giant_due(mean_s, n_workers + self.is_helped) and (is_calm or self.n_waiting > n_workers):
             index, expected_s = self.giants.popleft()
             return [index], expected_s
         if not is_calm and (mean_s is None or self.n_waiting <= n_workers):

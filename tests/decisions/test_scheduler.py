@@ -801,6 +801,16 @@ def test_giants_go_first_and_alone() -> None:
     assert pool.runs == Counter({(1, i): 1 for i in range(100)})
 
 
+@pytest.mark.parametrize(("is_helped", "begins_with_giant"), [(False, False), (True, True)])
+def test_a_giant_begins_sooner_where_the_caller_helps_with_the_others(is_helped: bool, begins_with_giant: bool) -> None:
+    pool = FakePool(1, cost_model=known(1e-3))
+    pool.start(1)
+    pool.scheduler.add_map(1, "f", 30)
+    pool.scheduler.pull_ahead(1, [(29, 10e-3)])  # the others take 29 ms
+    pool.do(pool.scheduler.release_map(1, 1, pool.now, is_helped=is_helped))
+    assert (list(pool.sent[0].chunk.items) == [29]) == begins_with_giant
+
+
 def test_long_items_wait_until_they_have_to_begin() -> None:
     pool = FakePool(2, cost_model=known(0.1))
     pool.start(2)
