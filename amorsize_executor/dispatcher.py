@@ -516,7 +516,7 @@ class Dispatcher:
                         self.residency.send_closes(action.worker_id, action.resource_ids)
                     else:
                         self._to_do.append(action)
-                        if type(action) is StartWorker:
+                        if type(action) is StartWorker and not self._is_launched(action.worker_id):
                             self._no_starts.clear()
                         wake = True
                 if not more:
@@ -530,6 +530,20 @@ class Dispatcher:
             raise
         if wake:
             self.wake()
+
+    def execute_here(self, actions: list[Action]) -> None:
+        """Carry out what the scheduler wants for a map, and start processes in the thread of its caller."""
+        pool = self.pool
+        try:
+            if isinstance(pool, WorkerPool) and self._broken is None and not self.is_io_thread:
+                for action in actions:
+                    if type(action) is StartWorker:
+                        pool.launch(action.worker_id)
+        finally:
+            self.execute(actions)
+
+    def _is_launched(self, worker_id: int) -> bool:
+        return isinstance(self.pool, WorkerPool) and self.pool.is_launched(worker_id)
 
     def _open_gate(self) -> None:
         with self.lock:
@@ -545,7 +559,7 @@ class Dispatcher:
         self.prepare_start()
         with self.lock:
             actions = self.scheduler.want_workers(n_workers, time.perf_counter())
-        self.execute(actions)
+        self.execute_here(actions)
 
     def prepare_start(self) -> None:
         """Import and look up what the start of a worker takes, in this thread.
@@ -802,6 +816,8 @@ class Dispatcher:
                 if not self._memory.looked_at:  # nobody was there to do it
                     self._look_at_memory()
                 if self._broken is not None or not self.scheduler.has_worker(action.worker_id):
+                    if isinstance(pool, WorkerPool):
+                        pool.drop(action.worker_id)
                     continue  # it is to be killed next, or was by a thread that was faster
                 self._memory.note_kills()
                 failure = pool.start(action.worker_id)

@@ -112,6 +112,9 @@ class Engine(Protocol):
     def execute(self, actions: list[Action]) -> None:
         """Carry out actions; without the lock."""
 
+    def execute_here(self, actions: list[Action]) -> None:
+        """The same, and start processes in this thread."""
+
 
 class Maps:
     """All maps of one executor that are not settled, and the plan of the latest."""
@@ -394,7 +397,7 @@ class Maps:
                 is_trial=is_trial,
                 is_helped=job.plan is not None and job.plan.is_helped,
             )
-        self._engine.execute(actions)
+        self._engine.execute_here(actions)
 
     def load_known(self, job: MapJob) -> None:
         """A worker has given its first result of a map's function: now others may start, if it still pays.
@@ -649,6 +652,11 @@ class Maps:
                     self.release(job, again.n_workers)
             return
         if pool.n_ready or pool.n_cpus < 2 or cost is None or plan is None or not n_waiting:
+            return
+        if (
+            n_waiting * cost.mean_s < pool.worker_start_s
+        ):  # it would come too late: the next map has it start, if at all
+            job.has_asked = False
             return
         if planner.start_pays(planner.missed_s(plan._replace(n_items=n_waiting), cost, pool), pool):
             self._engine.want_workers(1)

@@ -28,7 +28,7 @@ MEANING = {
     MPIRE: "mpire, default chunk size",
 }
 MODULES = {
-    OURS: ("amorsize_executor", "loky.backend"),
+    OURS: ("amorsize_executor", "amorsize_executor.workers.launch"),
     SERIAL: (),
     FORK: ("concurrent.futures.process", "multiprocessing.popen_fork"),
     SPAWN: ("concurrent.futures.process", "multiprocessing.popen_spawn_posix"),

@@ -45,6 +45,8 @@ CHUNK_GROWTH = 4
 MAX_CHUNK_NBYTES = 32 << 20
 #: The caller computes inline at most this long between two looks at the state of things, in seconds.
 INLINE_BATCH_S = 4e-3
+#: ... and of the end of a map that workers share, when less is left than two of them, at least for so long.
+LEAST_INLINE_S = 0.2e-3
 #: A function that was unknown when its map began is sampled inline for this long before the planner believes the
 #: sample, in seconds ...
 SAMPLE_S = 0.5e-3
@@ -70,8 +72,8 @@ MIN_GAIN = 0.08
 #: 1 ms were 1.5 times slower than a loop without this; benchmarks/dispatch.py, warm grid).
 MIN_GAIN_S = 0.5e-3
 #: ... and this share, and this much, where workers must start first: how long that takes varies by half.
-MIN_GAIN_COLD = 0.25
-MIN_GAIN_COLD_S = 15e-3
+MIN_GAIN_COLD = 0.10
+MIN_GAIN_COLD_S = 7e-3
 #: ... and this share where items have several CPUs for themselves: how many is known to a tenth or so, and beside each
 #: other they win no more than what they leave (a BLAS that shares its CPUs took twice as long).
 MIN_GAIN_CROWDED = 0.25
@@ -416,6 +418,8 @@ def inline_batch(remaining: int, item_s: float | None, done_inline: int, is_know
         return 1
     by_time = int(INLINE_BATCH_S / item_s) if item_s > 0 else remaining
     share = -(-remaining // (2 * n_sharing)) if n_sharing else remaining
+    if item_s > 0:
+        share = max(share, min(int(LEAST_INLINE_S / item_s), remaining))
     return max(min(share, by_time, remaining if is_known else 2 * done_inline), 1)
 
 

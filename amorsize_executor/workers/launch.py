@@ -2,8 +2,8 @@
 
 A loky process is a fresh interpreter: no lock that another thread holds is copied, and the main module is not imported
 again. What it costs is the imports in it: loky's own entry takes several times as long as the interpreter and all that
-a worker needs, and there are two resource trackers besides. So `_Popen` takes the place of loky's: the same call starts
-the process, which begins in `entry`.
+a worker needs, and there are two resource trackers besides, whose imports the parent would pay for, too. So `_Popen`
+takes the place of loky's: the same call starts the process, which begins in `entry`.
 
 No resource tracker is started, either: see `tracking`.
 """
@@ -14,12 +14,11 @@ import logging
 import marshal
 import os
 import sys
-from multiprocessing import process, util
+from multiprocessing import popen_fork, process, util
 from typing import TYPE_CHECKING, Any
 
 from loky.backend import get_context
 from loky.backend.fork_exec import fork_exec
-from loky.backend.popen_loky_posix import Popen
 from loky.backend.process import LokyProcess
 
 if TYPE_CHECKING:
@@ -88,8 +87,10 @@ class WorkerProcess(LokyProcess):  # type: ignore[misc]
         }
 
 
-class _Popen(Popen):  # type: ignore[misc]
-    """A process that was started; waits for it as loky's does."""
+class _Popen(popen_fork.Popen):
+    """A process that was started; waits for it and ends it as the standard library's do."""
+
+    method = "loky"
 
     def _launch(self, process_obj: WorkerProcess) -> None:
         state = marshal.dumps(process_obj.state())
@@ -108,7 +109,7 @@ class _Popen(Popen):  # type: ignore[misc]
         finally:
             os.close(state_r)
             os.close(alive_w)
-        util.Finalize(self, os.close, (self.sentinel,))
+        self.finalizer = util.Finalize(self, os.close, (self.sentinel,))
         try:
             with os.fdopen(state_w, "wb") as file:
                 file.write(state)

@@ -159,6 +159,7 @@ class WorkerPool:
         self.init_message: Any = None  # called for each worker: gives the frame of INIT
         self.greeting: Callable[[int], Frame] | None = None  # called for each worker: gives a frame to send before that
         self._workers: dict[int, _Worker] = {}
+        self._launched: dict[int, _Worker] = {}  # for `start` to take in
         self._wake_r, self._wake_w = socket.socketpair()
         try:
             self._selector = selectors.DefaultSelector()
@@ -275,22 +276,66 @@ class WorkerPool:
         """Process ids by worker."""
         return {i: w.pid for i, w in list(self._workers.items()) if w.pid is not None}
 
+    def launch(self, worker_id: int) -> None:
+        """Start a process in this thread, which `start` is to take in; if that is not possible, it tries again.
+
+        Where the caller of a map goes on with it, the kernel leaves it its CPU and gives the process another. Beside a
+        caller that waits for another thread to do it, the process gets the caller's, for some milliseconds.
+        """
+        if not self.starts_loky:
+            return
+        try:
+            worker = self._launch(worker_id)
+        except Exception:
+            return
+        with self._lock:
+            if not self._is_closed:
+                self._launched[worker_id] = worker
+                return
+        _drop_launched(worker)
+
+    @property
+    def starts_loky(self) -> bool:
+        """Whether all is there to start loky's processes."""
+        return self.context is not None and self.context.get_start_method() == "loky"
+
+    def is_launched(self, worker_id: int) -> bool:
+        """Whether a process was started that `start` has not taken in yet."""
+        return worker_id in self._launched
+
+    def _launch(self, worker_id: int) -> _Worker:
+        with contextlib.ExitStack() as undo:  # what must not stay if a later step fails
+            _check_descriptors(self._wake_r.fileno())
+            ours, theirs = socket.socketpair()
+            undo.callback(ours.close)
+            with theirs:
+                memory = _SharedMemory()
+                undo.callback(memory.close)
+                process = self._make_process(worker_id, theirs)
+                self._start_process(process)
+            undo.callback(_kill_process, process)
+            worker = _Worker(worker_id, process, Channel(ours), memory)
+            undo.pop_all()
+        return worker
+
     # ------------------------------------------------------------------ I/O thread
 
+    def drop(self, worker_id: int) -> None:
+        """End a process that was launched, and that nobody wants any more."""
+        with self._lock:
+            worker = self._launched.pop(worker_id, None)
+        if worker is not None:
+            _drop_launched(worker)
+
     def start(self, worker_id: int) -> Ended | None:
-        """Start a process; `Ended` with the error if that is not possible."""
-        with contextlib.ExitStack() as undo:  # what must not stay if a later step fails
+        """Start a process, or take in one that was launched; `Ended` with the error if that is not possible."""
+        with self._lock:
+            launched = self._launched.pop(worker_id, None)
+        with contextlib.ExitStack() as undo:
             try:
-                _check_descriptors(self._wake_r.fileno())
-                ours, theirs = socket.socketpair()
-                undo.callback(ours.close)
-                with theirs:
-                    memory = _SharedMemory()
-                    undo.callback(memory.close)
-                    process = self._make_process(worker_id, theirs)
-                    self._start_process(process)
-                undo.callback(_kill_process, process)
-                worker = _Worker(worker_id, process, Channel(ours), memory)
+                worker = launched or self._launch(worker_id)
+                undo.callback(_drop_launched, worker)
+                memory, ours = worker.memory, worker.channel.sock
                 frames = [
                     make_frame((protocol.ATTACH, "status"), os.dup(memory.status_fd)),
                     make_frame((protocol.ATTACH, "faults"), os.dup(memory.fault_fd)),
@@ -321,10 +366,11 @@ class WorkerPool:
             self._life_pipe = None
 
     def _relay(self) -> TrackerRelay:
-        if self._tracker_relay is None:
-            self._tracker_relay = TrackerRelay()
-            self._selector.register(self._tracker_relay.read_fd, selectors.EVENT_READ, self._tracker_relay)
-        return self._tracker_relay
+        with self._lock:
+            if self._tracker_relay is None:
+                self._tracker_relay = TrackerRelay()
+                self._selector.register(self._tracker_relay.read_fd, selectors.EVENT_READ, self._tracker_relay)
+            return self._tracker_relay
 
     def _start_process(self, process: Any) -> None:
         """Start a process that Ctrl-C does not reach until it can ignore it."""
@@ -470,10 +516,13 @@ class WorkerPool:
             self._tracker_relay.close()
             self._tracker_relay = None
         with self._lock:
-            workers = list(self._workers.values())
+            workers, launched = list(self._workers.values()), list(self._launched.values())
             self._workers.clear()
+            self._launched.clear()
         for worker in workers:
             worker.close()
+        for worker in launched:
+            _drop_launched(worker)
 
     def drop_after_fork(self) -> None:
         """In the child of a fork: let go of the parent's workers without touching them."""
@@ -485,9 +534,10 @@ class WorkerPool:
         if self._tracker_relay is not None:
             self._tracker_relay.drop_after_fork()
             self._tracker_relay = None
-        for worker in self._workers.values():
+        for worker in (*self._workers.values(), *self._launched.values()):
             worker.drop_after_fork()
         self._workers.clear()
+        self._launched.clear()
 
 
 def _check_descriptors(fd: int) -> None:
@@ -502,6 +552,11 @@ def _check_descriptors(fd: int) -> None:
 
 def _join_nobody(timeout: float | None = None) -> None:
     """For a process that is another's child."""
+
+
+def _drop_launched(worker: _Worker) -> None:
+    _kill_process(worker.process)
+    worker.close()
 
 
 def _kill_process(process: Any) -> None:

@@ -18,6 +18,7 @@ import pytest
 
 from amorsize_executor import AmorsizeExecutor, CostModel, inline, machine
 from amorsize_executor.workers.functions import cost_key
+from amorsize_executor.workers.pool import WorkerPool
 
 from . import tasks
 from .tools import LIMIT_S, Signal
@@ -289,6 +290,21 @@ def test_the_caller_works_while_a_worker_imports(
         assert all(future.result(LIMIT_S)[1] != os.getpid() for future in futures)
         assert [x for x, _ in fresh.map(where, range(12))] == list(range(12))
     monkeypatch.delitem(sys.modules, "slow_to_import")
+
+
+def test_the_worker_of_a_map_is_launched_by_its_caller(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[threading.Thread] = []
+    launch = WorkerPool.launch
+
+    def noting(pool: WorkerPool, worker_id: int) -> None:
+        threads.append(threading.current_thread())
+        launch(pool, worker_id)
+        assert pool.is_launched(worker_id)
+
+    monkeypatch.setattr(WorkerPool, "launch", noting)
+    with AmorsizeExecutor(max_workers=1, inline="never") as executor:
+        assert list(executor.map(abs, [-1])) == [1]
+    assert threads == [threading.current_thread()]
 
 
 def test_all_but_one_cpu_get_workers_once_the_first_item_of_a_long_map_has_ended(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import pickle
 import select
@@ -370,6 +371,43 @@ def test_a_worker_ends_when_its_channel_is_closed() -> None:
     finally:
         os.close(pidfd)
         os.waitpid(driver.pid, 0)
+
+
+def test_a_process_that_another_thread_has_launched_is_taken_in(driver: Driver) -> None:
+    pool = driver.pool
+    pool.launch(2)
+    assert pool.is_launched(2)
+    assert not pool.has(2)
+    assert pool.start(2) is None
+    assert pool.has(2)
+    assert not pool.is_launched(2)
+    (pid,) = set(pool.pids().values()) - {driver.pid}
+    driver.wait_until(lambda: (protocol.READY, pid) in driver.messages)
+    pool.kill(2)
+    driver.ended()
+    driver.end = None
+
+
+@pytest.mark.parametrize("end", [lambda pool: pool.drop(2), lambda pool: pool.close()], ids=["dropped", "closed"])
+def test_a_process_that_was_launched_for_nothing_ends(end: Callable[[WorkerPool], None]) -> None:
+    pool = WorkerPool("loky", {})
+    pool.prepare()
+    pool.launch(2)
+    (process,) = [child for child in multiprocessing.active_children() if child.name == "AmorsizeWorker-2"]
+    end(pool)
+    assert process.exitcode == -signal.SIGKILL
+    assert not pool.is_launched(2)
+    pool.drop(2)  # nothing
+    pool.close()
+
+
+def test_after_its_end_a_pool_launches_nothing() -> None:
+    pool = WorkerPool("loky", {})
+    pool.prepare()
+    pool.close()
+    pool.launch(2)
+    assert not pool.is_launched(2)
+    assert not [child for child in multiprocessing.active_children() if child.name == "AmorsizeWorker-2"]
 
 
 def test_no_wake_up_is_lost_beside_others(driver: Driver) -> None:
