@@ -64,6 +64,8 @@ if TYPE_CHECKING:
 #: within these bounds, in nanoseconds. To receive some takes the parent 0.1 ms of the CPU time that workers could use.
 _FLUSH_SHARE = 2
 _LEAST_FLUSH_NS, _MOST_FLUSH_NS = 2_000_000, 32_000_000
+#: A worker that waits for a chunk no longer than this has been busy all the time.
+_PAUSE_NS = 2_000_000
 #: Those of items that took so long, in nanoseconds, leave at once: who knows how long the next will take.
 _LONG_NS = 2_500_000
 #: Short items run in groups of about this time, in nanoseconds, and later of one part in so many of how long results
@@ -381,7 +383,9 @@ class Worker:
             try:
                 return self._sleep(receiver)
             finally:
-                self._busy_since_ns = time.perf_counter_ns()
+                now = time.perf_counter_ns()
+                if now - begun > _PAUSE_NS:
+                    self._busy_since_ns = now
         finally:
             self._is_brisk = time.perf_counter_ns() - begun < _BRISK_NS
 
