@@ -397,7 +397,10 @@ class Maps:
                 is_trial=is_trial,
                 is_helped=job.plan is not None and job.plan.is_helped,
             )
-        self._engine.execute_here(actions)
+        if job.may_inline:
+            self._engine.execute_here(actions)
+        else:
+            self._engine.execute(actions)
 
     def load_known(self, job: MapJob) -> None:
         """A worker has given its first result of a map's function: now others may start, if it still pays.

@@ -292,7 +292,10 @@ def test_the_caller_works_while_a_worker_imports(
     monkeypatch.delitem(sys.modules, "slow_to_import")
 
 
-def test_the_worker_of_a_map_is_launched_by_its_caller(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("is_inline", [True, False])
+def test_the_worker_of_a_map_is_launched_by_the_caller_who_runs_items_of_it(
+    is_inline: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     threads: list[threading.Thread] = []
     launch = WorkerPool.launch
 
@@ -301,10 +304,13 @@ def test_the_worker_of_a_map_is_launched_by_its_caller(monkeypatch: pytest.Monke
         launch(pool, worker_id)
         assert pool.is_launched(worker_id)
 
+    monkeypatch.setattr(machine, "cpu_count", lambda: 2)
     monkeypatch.setattr(WorkerPool, "launch", noting)
-    with AmorsizeExecutor(max_workers=1, inline="never") as executor:
-        assert list(executor.map(abs, [-1])) == [1]
-    assert threads == [threading.current_thread()]
+    cost_model = CostModel()
+    with AmorsizeExecutor(max_workers=1, inline="auto" if is_inline else "never", cost_model=cost_model) as executor:
+        cost_model.observe(cost_key(abs), 10, 1.0)
+        assert list(executor.map(abs, range(0, -10, -1))) == list(range(10))
+    assert threads == [threading.current_thread()] * is_inline
 
 
 def test_all_but_one_cpu_get_workers_once_the_first_item_of_a_long_map_has_ended(
