@@ -278,8 +278,9 @@ class Maps:
                 self._missed_s = 0.0
                 cost = self._cost(job, in_map=False)
                 n_wanted = pool.n_ready + 1
-                if cost is not None:
-                    n_wanted = max(planner.best_ready(job.n_items, cost, pool).n_workers, n_wanted)
+                if cost is not None:  # on CPUs that neither the caller nor another worker has
+                    best = planner.best_ready(job.n_items, cost, pool)
+                    n_wanted = max(min(best.n_workers, pool.n_cpus - 1), n_wanted)
                 self._engine.want_workers(n_wanted)
                 self._engine.await_starts()
                 if not plan.is_serial and plan.n_workers == pool.n_ready:  # others load the function
