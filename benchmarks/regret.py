@@ -8,8 +8,8 @@ multiprocessing.Pool, joblib, loky and mpire. Regret is our time over the best o
 most 1 means that nothing was faster. Each measurement has a fresh interpreter, with everything imported. Cold: a pool
 is created, maps, and is shut down. Warm: a pool that ran the same function before maps again. The contenders take
 turns in another order each round, and medians over rounds are quoted. Forecasts are of further runs of ours, since to
-ask for them takes time. "Everything imported" includes loky for ours, which a program imports when it starts its first
-worker: 25 ms here.
+ask for them takes time. "Everything imported" includes loky for ours, and what starts
+its processes, which a program imports when it starts its first worker: 28 ms here.
 
 The best of many is chosen after the fact, by the same times that are quoted: where several are equally fast, noise
 makes the best one look faster than any of them is. That counts against us. Beside it stands what they take in rounds

@@ -313,6 +313,14 @@ def test_all_workers_that_would_pay_start_once_it_was_shown_that_they_are_missed
     assert best_ready(3, cost(10e-3), pool).n_workers == 3
 
 
+def test_of_the_end_of_a_map_the_caller_takes_no_crumbs() -> None:
+    assert inline_batch(10_000, 1e-6, 50_000, True, n_sharing=1) == 4_000  # 4 ms
+    assert inline_batch(1_000, 1e-6, 50_000, True, n_sharing=1) == 500  # half
+    assert inline_batch(300, 1e-6, 50_000, True, n_sharing=1) == 200  # 0.2 ms
+    assert inline_batch(100, 1e-6, 50_000, True, n_sharing=1) == 100
+    assert inline_batch(3, 1e-3, 50, True, n_sharing=1) == 2
+
+
 def test_items_that_wait_are_handed_over_sooner() -> None:
     pool = COLD._replace(n_cpus=2, max_workers=8)
     assert not hand_over_pays(20, 10e-3, 8e-3, pool, cpu_share=1.0)

@@ -17,6 +17,8 @@ import numpy as np
 import pytest
 
 from amorsize_executor import AmorsizeExecutor, CostModel, inline, machine
+from amorsize_executor.maps import Maps
+from amorsize_executor.results import MapJob
 from amorsize_executor.workers.functions import cost_key
 from amorsize_executor.workers.pool import WorkerPool
 
@@ -318,12 +320,21 @@ def test_all_but_one_cpu_get_workers_once_the_first_item_of_a_long_map_has_ended
 ) -> None:
     monkeypatch.setattr(machine, "cpu_count", lambda: 4)
     started, go = make_signal(), make_signal()
+    released: list[int] = []
+    release = Maps.release
+
+    def noting(maps: Maps, job: MapJob, n_workers: int) -> None:
+        released.append(n_workers)
+        release(maps, job, n_workers)
+
+    monkeypatch.setattr(Maps, "release", noting)
     with AmorsizeExecutor(cost_model=CostModel()) as executor:
         results = executor.map(partial(_pause_behind_the_first, started, go), range(40))
         reader = threading.Thread(target=list, args=(results,))
         reader.start()
         try:
             started.take(4)  # the caller, and three workers
+            assert max(released) >= 3, "nobody was late, so that one more had to start"
         finally:
             go.give(100)
             reader.join(LIMIT_S)
