@@ -60,10 +60,9 @@ if TYPE_CHECKING:
     from .interfaces import Lease
     from .logs import LogForwarding
 
-#: Results wait for others of their chunk, the longer the longer their worker has been busy: one part in so many of it,
-#: within these bounds, in nanoseconds. To receive some takes the parent 0.1 ms of the CPU time that workers could use.
-_FLUSH_SHARE = 2
-_LEAST_FLUSH_NS, _MOST_FLUSH_NS = 2_000_000, 32_000_000
+#: Results wait for others of their chunk, for as long as their worker has been busy, within these bounds, in
+#: nanoseconds. To receive some takes the parent 0.1 ms of the CPU time that workers could use.
+_LEAST_FLUSH_NS, _MOST_FLUSH_NS = 4_000_000, 32_000_000
 #: A worker that waits for a chunk no longer than this has been busy all the time.
 _PAUSE_NS = 2_000_000
 #: Those of items that took so long, in nanoseconds, leave at once: who knows how long the next will take.
@@ -73,9 +72,9 @@ _LONG_NS = 2_500_000
 _GROUP_NS = 1_000_000
 _GROUP_SHARE = 4
 #: Items of a map are claimed together, for one part in so many of what is left of their chunk, within these bounds, in
-#: nanoseconds: a claim takes some us, and what has not been claimed can be taken back.
-_CLAIM_SHARE = 32
-_LEAST_CLAIM_NS, _MOST_CLAIM_NS = 50_000, 500_000
+#: nanoseconds: a claim takes 2 us, and what has not been claimed can be taken back.
+_CLAIM_SHARE = 8
+_LEAST_CLAIM_NS, _MOST_CLAIM_NS = 100_000, 1_000_000
 #: Items in a group at most, and at most this many times the items that the function has run before.
 _GROUP_ITEMS = 4_000
 _GROUP_GROWTH = 2
@@ -326,6 +325,8 @@ class Worker:
     def become_copy(self) -> None:
         """In a child that a task forked: the channel belongs to the parent of it."""
         self._is_copy = True
+        if self._status is not None:
+            self._status.release_vectors()
         self._logging.become_copy()
 
     def close(self) -> None:
@@ -559,7 +560,8 @@ class Worker:
         values: list[Any] = []
         error: BaseException | None = None
         is_skipped = False
-        is_group = len(items) > 1
+        n_items = len(items)
+        is_group = n_items > 1
         outcomes: list[tuple[int, Any]] | None = None  # those of `values`, where the journal needs them at once
         block = mapped.ResultWriter(self._results)
         if is_group:
@@ -606,6 +608,12 @@ class Worker:
                         break
         except BaseException as e:  # sent to the caller, whatever it is
             error = e
+            # It is of one of these items, even if a signal handler has raised it behind the last of them.
+            most = min(self._n_claimed - offset, n_items) - 1
+            if outcomes is not None:
+                most = min(most, len(outcomes))
+                del outcomes[most:]
+            del values[most:]
         elapsed = time.perf_counter_ns() - start
         elapsed -= residents.loading_ns - loading_ns  # nor is the time to build what it needs
         if self._is_copy:
@@ -684,31 +692,13 @@ class Worker:
 
         For results of one type, int or float, the journal is a vector: that takes a quarter of `marshal`'s time.
         """
+        if function.kept_type is not None:
+            return self._run_to_vector(calls, values, function, function.kept_type)
         status = self._status
         assert status is not None
-        kept_type = function.kept_type
-        append, words, n = values.append, status.words, 0
-        if kept_type is not None:
-            vector = status.integers if kept_type is int else status.floats
-            words[5] = INTEGERS if kept_type is int else FLOATS
-            for value in calls:
-                if self._is_copy:
-                    _end_copy(None)
-                append(value)
-                if type(value) is not kept_type:
-                    function.kept_type = None
-                    return False
-                number: Any = value
-                try:
-                    vector[n] = number
-                except ValueError:  # more than 64 bits
-                    function.kept_type = None
-                    return False
-                n += 1
-                words[4] = n
-            return True
+        append, words = values.append, status.words
         journal, size, used, dumps = status.journal, status.JOURNAL_NBYTES, 0, marshal.dumps
-        for value in calls:
+        for n, value in enumerate(calls, 1):
             if self._is_copy:
                 _end_copy(None)
             append(value)
@@ -721,13 +711,48 @@ class Worker:
                 return False
             journal[used:end] = data
             used = end
-            n += 1
             words[4] = n
         kinds = set(map(type, values))
         if len(kinds) == 1:
             (kind,) = kinds
             function.kept_type = kind if kind is int or kind is float else None
         return True
+
+    def _run_to_vector(self, calls: Iterator[Any], values: list[Any], function: _Function, kept_type: type) -> bool:
+        """The same of results that were all of one type, int or float.
+
+        For the shortest items these few lines are most of what they cost beyond their run.
+        """
+        status = self._status
+        assert status is not None
+        vector = status.begin_vector(INTEGERS if kept_type is int else FLOATS, status.words[2])
+        n, n_kept = -1, 0
+        others: list[Any] = []
+        try:
+            value: Any
+            for n, value in enumerate(calls):
+                if type(value) is kept_type:
+                    try:
+                        vector[n] = value
+                        continue
+                    except ValueError:  # more than 64 bits; or this is a copy
+                        pass
+                function.kept_type = None
+                others.append(value)
+                break
+            n_kept = n + 1 - len(others)
+        except BaseException:
+            if not self._is_copy:
+                n_kept = status.n_kept  # a signal handler may raise before a result is written
+                others.clear()
+            raise
+        finally:
+            if not self._is_copy:
+                values.extend(vector[:n_kept].tolist())
+                values.extend(others)
+        if self._is_copy:
+            _end_copy(None)
+        return not others
 
     def _begin_journal(self, how: int) -> None:
         assert self._status is not None
@@ -801,7 +826,7 @@ class Worker:
             self._measure(0, 0, None)
 
     def _put_off_flush(self, now: int) -> None:
-        patience = min(max((now - self._busy_since_ns) // _FLUSH_SHARE, _LEAST_FLUSH_NS), _MOST_FLUSH_NS)
+        patience = min(max(now - self._busy_since_ns, _LEAST_FLUSH_NS), _MOST_FLUSH_NS)
         self._flush_due_ns = now + patience
         self._group_ns = max(patience // _GROUP_SHARE, _GROUP_NS)
 
@@ -874,7 +899,7 @@ class Worker:
         if self._status is not None:
             words = self._status.words
             words[0] = 0
-            words[1], words[2], words[4] = offset, count, 0
+            words[1], words[2], words[4], words[5] = offset, count, 0, MARSHALLED
             words[0] = chunk_id
 
 

@@ -56,6 +56,8 @@ from __future__ import annotations
 import io
 import marshal
 import mmap
+import os
+import sys
 
 from .channel import FRAME_NBYTES
 
@@ -87,8 +89,11 @@ class StatusBlock:
     """Memory shared by the parent and one worker; written by the worker, read by the parent after its death.
 
     Words of 8 bytes: chunk id, offset and count of the items that run now (chunk id 0: none), bytes of records that
-    are written but perhaps not sent, number of results in the journal, and what it holds (`MARSHALLED` ...). The
-    records follow, then the journal of the group of short items that runs.
+    are written but perhaps not sent, number of results in the journal, what it holds (`MARSHALLED` ...), and what a
+    vector holds where no result is. The records follow, then the journal of the group of short items that runs.
+
+    To count each result of a vector would take half as long again as to write it: so it is filled beforehand with a
+    random number that no other process knows, and what still has that is no result.
     """
 
     HEADER_NBYTES = 64
@@ -103,18 +108,37 @@ class StatusBlock:
         self.journal = self._view[self.HEADER_NBYTES + FRAME_NBYTES :]
         self.integers = self.journal.cast("q")
         self.floats = self.journal.cast("d")
+        self._filling: memoryview | None = None
+
+    def begin_vector(self, held: int, n: int) -> memoryview[Any]:
+        """Let the journal hold up to `n` results, all `INTEGERS` or all `FLOATS`; returns where they go."""
+        if self._filling is None:
+            filler = self.words[6] = int.from_bytes(os.urandom(8), sys.byteorder) >> 1
+            self._filling = memoryview(filler.to_bytes(8, sys.byteorder) * len(self.integers)).cast("q")
+        self.integers[:n] = self._filling[:n]
+        self.words[5] = held
+        return self.integers if held == INTEGERS else self.floats
+
+    @property
+    def n_kept(self) -> int:
+        """Results in the journal."""
+        if self.words[5] not in (INTEGERS, FLOATS):
+            return self.words[4]
+        vector = self.integers[: self.words[2]].tolist()
+        filler = self.words[6]
+        return vector.index(filler) if filler in vector else len(vector)
 
     def running(self) -> tuple[int, int, int] | None:
         """(chunk id, offset, count) of the item that runs, or None; the count is 0 or 1."""
         chunk_id, offset, count = self.words[0], self.words[1], self.words[2]
         if not chunk_id:
             return None
-        n_kept = min(self.words[4], count)
+        n_kept = min(self.n_kept, count)
         return (chunk_id, offset + n_kept, min(count - n_kept, 1))  # the others of a group have not begun
 
     def kept(self) -> tuple[Any, ...] | None:
         """The message of results that are in the journal, or None."""
-        n_kept = self.words[4]
+        n_kept = self.n_kept
         if not self.words[0] or not n_kept:
             return None
         held = self.words[5]
@@ -126,16 +150,20 @@ class StatusBlock:
         code = OUTCOMES if held == MARSHALLED_OUTCOMES else RESULTS
         return (code, self.words[0], self.words[1], n_kept, -1, -1, values)
 
+    def release_vectors(self) -> None:
+        """Let who goes on to write results in a vector fail: in a copy of the process."""
+        self.integers.release()
+        self.floats.release()
+
     def unsent(self) -> bytes:
         """Records that were written and perhaps not sent."""
         return bytes(self.records[: self.words[3]])
 
     def close(self) -> None:
         """Unmap."""
+        self.release_vectors()
         self.words.release()
         self.records.release()
-        self.integers.release()
-        self.floats.release()
         self.journal.release()
         self._view.release()
         self._map.close()

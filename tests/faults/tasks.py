@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -271,6 +272,14 @@ def tiny_mixed(x: int) -> Any:
     return (tiny(x), [x], {"x": x}, np.full(3, x), None, 1.5)[x % 6 if x >= 0 else 0]
 
 
+def tiny_changing(x: int) -> Any:
+    """Integers, between which there is now and then something that looks like one."""
+    x = tiny(x)
+    if x % 97 == 50:
+        return (True, 1.0, 2**63, -(2**80), None)[x % 5]
+    return x - 1000
+
+
 def hang_with_child(path: str) -> None:
     """Start a process that would go on for long, and wait for it."""
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
@@ -311,3 +320,24 @@ def first_goes_ahead(path: str, go: Signal) -> None:
     """An initializer that takes long in all workers but one."""
     if not happens_first(path):
         go.take()
+
+
+class AlarmError(Exception):
+    """What a handler of signals raises."""
+
+
+def tiny_with_alarms(x: int) -> int:
+    """As short as a task can be; a signal comes again and again, whose handler raises at any moment."""
+    if not x:
+        signal.signal(signal.SIGALRM, _raise_alarm)
+        signal.setitimer(signal.ITIMER_REAL, 1e-4, 2e-4)
+    return x
+
+
+def no_more_alarms() -> None:
+    signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _raise_alarm(number: int, frame: FrameType | None) -> None:
+    if frame is not None and frame.f_code.co_name in ("_run_to_vector", "tiny_with_alarms"):
+        raise AlarmError

@@ -18,6 +18,7 @@ from amorsize_executor import AmorsizeExecutor, WorkerDied
 
 from ..executor.tools import LIMIT_S, Signal, wait_for_end
 from .tasks import (
+    AlarmError,
     Deadly,
     DiesWhenPickled,
     DiesWhenUnpickled,
@@ -29,14 +30,17 @@ from .tasks import (
     identity,
     large_and_deadly,
     make,
+    no_more_alarms,
     note,
     noted,
     pid,
     square,
     tell_and_wait,
     tiny,
+    tiny_changing,
     tiny_list,
     tiny_mixed,
+    tiny_with_alarms,
     total,
 )
 
@@ -130,7 +134,7 @@ def test_only_the_culprits_among_many_submits_fail(
     assert_usable(executor)
 
 
-@pytest.mark.parametrize("function", [tiny, tiny_list, tiny_mixed])
+@pytest.mark.parametrize("function", [tiny, tiny_list, tiny_mixed, tiny_changing])
 def test_tiny_tasks_that_run_in_groups_are_told_apart(
     executor: AmorsizeExecutor, function: Callable[[int], object]
 ) -> None:
@@ -146,7 +150,7 @@ def test_tiny_tasks_that_run_in_groups_are_told_apart(
             assert repr(future.result()) == repr(function(x))
 
 
-@pytest.mark.parametrize("function", [tiny, tiny_list, tiny_mixed])
+@pytest.mark.parametrize("function", [tiny, tiny_list, tiny_mixed, tiny_changing])
 def test_tiny_items_before_the_culprit_of_a_chunk_have_results(
     executor: AmorsizeExecutor, function: Callable[[int], object]
 ) -> None:
@@ -165,6 +169,15 @@ def test_a_fork_in_a_group_of_tiny_tasks_runs_none_of_the_others(executor: Amors
     arguments = [-2 if x % 100 == 50 else x for x in range(1000)]
     assert list(executor.map(tiny, arguments, chunksize=500)) == arguments
     assert [f.result(LIMIT_S) for f in [executor.submit(tiny, x) for x in arguments]] == arguments
+
+
+def test_a_signal_handler_that_raises_costs_the_task_that_it_interrupts_and_changes_no_other() -> None:
+    with AmorsizeExecutor(1) as executor:
+        futures = [executor.submit(tiny_with_alarms, x) for x in range(30_000)]
+        for x, future in enumerate(futures):
+            error = future.exception(LIMIT_S)
+            assert isinstance(error, AlarmError) if error is not None else future.result() == x
+        executor.submit(no_more_alarms).result(LIMIT_S)
 
 
 def test_retries_run_the_culprit_again_and_nothing_else(notes: str, tmp_path: Path) -> None:
