@@ -274,13 +274,9 @@ class Maps:
             plan = self._plan(job)
         if self._missed_s:
             pool = self._engine.pool_state(key=function.key)
-            if planner.start_pays(self._missed_s, pool) and pool.n_ready < min(pool.max_workers, pool.n_cpus):
+            n_wanted = self._n_to_start(job, pool)
+            if n_wanted:
                 self._missed_s = 0.0
-                cost = self._cost(job, in_map=False)
-                n_wanted = pool.n_ready + 1
-                if cost is not None:  # on CPUs that neither the caller nor another worker has
-                    best = planner.best_ready(job.n_items, cost, pool)
-                    n_wanted = max(min(best.n_workers, pool.n_cpus - 1), n_wanted)
                 self._engine.want_workers(n_wanted)
                 self._engine.await_starts()
                 if not plan.is_serial and plan.n_workers == pool.n_ready:  # others load the function
@@ -295,6 +291,18 @@ class Maps:
             self._engine.is_watching = True
             self._engine.wake()
         return job
+
+    def _n_to_start(self, job: MapJob, pool: PoolState, *, is_idle: bool = False) -> int:
+        """Workers that should be there for maps like this one, since those before have missed enough; 0: no more."""
+        if pool.n_ready >= min(pool.max_workers, pool.n_cpus):
+            self._missed_s = 0.0
+        if not planner.start_pays(self._missed_s, pool, is_idle=is_idle):
+            return 0
+        cost = self._cost(job, in_map=False)
+        if cost is None:
+            return pool.n_ready + 1
+        best = planner.best_ready(job.n_items, cost, pool)  # on CPUs that neither the caller nor another worker has
+        return max(min(best.n_workers, pool.n_cpus - 1), pool.n_ready + 1)
 
     def _add(self, job: MapJob, *, is_closed: bool, terms: Terms, needs: Needs = NOTHING) -> None:
         """Put a map in the books, held; under the lock."""
@@ -793,6 +801,7 @@ class Maps:
         has_helped = (plan.is_serial or plan.is_helped) and job.inline_s > planner.MIN_GAIN_S
         if plan.item_s is None or has_helped:
             cost = self._cost(job, in_map=False)
+        n_wanted = 0
         with self._engine.lock:
             self.jobs.pop(job.job_id, None)
             plan = job.plan  # the I/O thread may have made another
@@ -801,6 +810,7 @@ class Maps:
                 pool = self._engine.pool_state(key=job.function.key)
                 if pool.n_ready < min(pool.max_workers, pool.n_cpus) and pool.n_cpus > 1:
                     self._missed_s += planner.missed_s(plan._replace(n_items=job.n_items), cost, pool)
+                    n_wanted = self._n_to_start(job, pool, is_idle=True)
             # What was planned for the items that had been read holds for all of them.
             factor = job.n_items / max(plan.n_items, 1)
             job.plan = plan._replace(
@@ -822,6 +832,10 @@ class Maps:
             assert told.actual_s is not None
             name, took_s = job.function.name, told.actual_s
             self._engine.counters.add_map(MapStats(name, job.n_items, job.n_inline, told.predicted_s, took_s))
+            if n_wanted:
+                self._engine.scheduler.want_workers_at(n_wanted, time.perf_counter() + planner.START_AHEAD_S)
+        if n_wanted:
+            self._engine.wake()
 
     def replace_caller(self, job: MapJob, now: float) -> None:
         """Have a worker more for a map whose caller was to help, and does not."""

@@ -81,6 +81,9 @@ MIN_GAIN_CROWDED = 0.25
 START_PRICE = 0.1
 #: ... and where the caller and the workers that are there leave it no CPU.
 CROWDED_START_PRICE = 0.5
+#: A worker that maps have missed starts so long after the end of one, in seconds, if the next has not come before: a
+#: program that has mapped all it wanted has shut the pool down by then.
+START_AHEAD_S = 2e-3
 #: Share of its speed that the caller keeps while workers start beside it.
 _CALLER_SHARE_WHILE_STARTING = 0.9
 #: Seconds that a byte of a large item takes its sender before that was measured: 1 GB/s, to copy and to map it.
@@ -315,9 +318,12 @@ def _least_gain(cost: FunctionCost) -> float:
     return MIN_GAIN_CROWDED if cost.cpu_share > SEVERAL_CPUS else 0.0
 
 
-def start_pays(missed_in_all_s: float, pool: PoolState) -> bool:
-    """Whether a worker should start for the maps to come: those before have missed what it costs (ski rental)."""
-    has_cpu = pool.n_ready + 1 < pool.n_cpus  # beside the caller and the other workers
+def start_pays(missed_in_all_s: float, pool: PoolState, *, is_idle: bool = False) -> bool:
+    """Whether a worker should start for the maps to come: those before have missed what it costs (ski rental).
+
+    `is_idle`: whether it starts between maps.
+    """
+    has_cpu = is_idle or pool.n_ready + 1 < pool.n_cpus  # beside the caller and the other workers
     return missed_in_all_s >= (START_PRICE if has_cpu else CROWDED_START_PRICE) * pool.worker_start_s
 
 

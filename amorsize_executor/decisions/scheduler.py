@@ -171,6 +171,7 @@ class Scheduler:
         self._turn: deque[_Source] = deque([None])  # sources in turn
         self._resources: dict[int, Resource] = {}
         self.resource_budget_nbytes: int | None = None  # for each worker, set by whoever measures memory
+        self._wanted_at: tuple[int, float] | None = None  # workers to start ahead of work, up to so many, and when
         self.n_wanted = 0  # workers that are started and kept whether there is work or not, set by who warms up
         self._attempts: dict[tuple[int | None, int], int] = {}
         self._limits = TimeLimits(self._workers)
@@ -402,6 +403,7 @@ class Scheduler:
         needs: Needs = NOTHING,
     ) -> None:
         """A map has come. It is held (its items may only be taken by the caller) until `release_map`."""
+        self._wanted_at = None  # who opens the map decides
         job = self._jobs[job_id] = MapWork(job_id, key, n_items, chunksize, closed, terms, needs)
         if terms.timeout_s is not None:
             self._limits.timed[job_id] = terms.timeout_s
@@ -954,6 +956,9 @@ class Scheduler:
                     break  # and so it is for those behind it
                 if now >= self._leaves_at(worker):
                     actions.append(self._retire(worker_id, worker))
+        if self._wanted_at is not None and now >= self._wanted_at[1]:
+            n_workers, self._wanted_at = self._wanted_at[0], None
+            actions += self.want_workers(n_workers, now)
         actions += self._act(now)
         if not self._idle and not self._n_starting and any(until <= now for until in self._overdue_times()):
             actions += self._start(1, now)  # what is stuck behind something else gets a worker of its own
@@ -970,6 +975,8 @@ class Scheduler:
         limit = self._limits.next()
         if limit is not None:
             times.append(limit - now)
+        if self._wanted_at is not None:
+            times.append(self._wanted_at[1] - now)
         if self._due and self._spare is None and not self._idle:
             # Where the time had come at a tick, something else is against it.
             times.extend(at - now for at in self._ahead_times(now).values() if at > self._ticked_at)
@@ -995,14 +1002,20 @@ class Scheduler:
         """Start workers ahead of work, up to `n_workers` in all."""
         return self._start(n_workers - self._n_starting - self.n_ready, now)
 
+    def want_workers_at(self, n_workers: int, at: float) -> None:
+        """The same at a time in seconds, unless a map or the end comes before."""
+        self._wanted_at = n_workers, at
+
     def shutdown(self, now: float) -> list[Action]:
         """No more work will come; workers leave when all that came is done."""
         self._stopping = True
+        self._wanted_at = None
         return self._act(now)
 
     def give_up(self) -> list[Action]:
         """The pool is broken or was ended: all work is forgotten, every worker ends, and none starts any more."""
         self._stopping = self._is_over = True
+        self._wanted_at = None
         for queue in self._queues():
             queue.clear()
         self._lanes.clear()

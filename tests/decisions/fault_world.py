@@ -214,7 +214,10 @@ class FaultWorld:
         elif what < 0.91:
             self.add(thread, self.scheduler.resize(rng.randint(1, 5), self.now))
         elif what < 0.93:
-            self.add(thread, self.scheduler.want_workers(rng.randint(1, 4), self.now))
+            if rng.random() < 0.5:
+                self.add(thread, self.scheduler.want_workers(rng.randint(1, 4), self.now))
+            else:
+                self.scheduler.want_workers_at(rng.randint(1, 4), self.now + rng.random())
         elif what < 0.94:
             self.scheduler.memory_cap = rng.choice((None, 1, 2))
             self.add(thread, self.scheduler.tick(self.now))

@@ -208,7 +208,9 @@ def test_times_have_units(seconds: float, text: str) -> None:
 def test_a_worker_starts_once_its_price_was_missed_which_is_higher_without_a_cpu_for_it(
     n_ready: int, missed_s: float, pays: bool
 ) -> None:
-    assert planner.start_pays(missed_s, COLD._replace(n_ready=n_ready, n_cpus=2)) is pays
+    pool = COLD._replace(n_ready=n_ready, n_cpus=2)
+    assert planner.start_pays(missed_s, pool) is pays
+    assert planner.start_pays(missed_s, pool, is_idle=True) is (missed_s > 0.010), "between maps there is one"
 
 
 def test_a_worker_that_is_ready_helps_even_if_to_start_another_one_does_not_pay() -> None:

@@ -354,6 +354,10 @@ class Events(RuleBasedStateMachine):
     def want_workers(self, n_workers: int) -> None:
         self.pool.do(self.scheduler.want_workers(n_workers, self.pool.now))
 
+    @rule(n_workers=st.integers(1, 5), after_s=st.floats(0, 2))
+    def want_workers_at(self, n_workers: int, after_s: float) -> None:
+        self.scheduler.want_workers_at(n_workers, self.pool.now + after_s)
+
     @rule()
     def drop_queue(self) -> None:
         dropped = self.scheduler.drop_queue()

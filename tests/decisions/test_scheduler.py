@@ -513,6 +513,33 @@ def test_nobody_looks_again_and_again_while_a_worker_starts_after_failures() -> 
     assert pool.scheduler.next_tick(pool.now) is None
 
 
+def test_workers_that_are_wanted_later_start_at_their_time() -> None:
+    pool = FakePool(4)
+    pool.start(1)
+    pool.scheduler.want_workers_at(3, pool.now + 2.0)
+    assert pool.scheduler.next_tick(pool.now) == 2.0
+    pool.wait(1.0)
+    assert not pool.starting
+    pool.wait(1.0)
+    assert len(pool.starting) == 2
+    pool.wait(10.0)
+    assert len(pool.starting) == 2
+
+
+def test_workers_that_are_wanted_later_do_not_start_if_a_map_or_the_end_comes_before() -> None:
+    for comes in (
+        lambda pool: pool.scheduler.add_map(1, "f", 10),
+        lambda pool: pool.do(pool.scheduler.shutdown(pool.now)),
+        lambda pool: pool.do(pool.scheduler.give_up()),
+    ):
+        pool = FakePool(4)
+        pool.scheduler.want_workers_at(3, pool.now + 2.0)
+        comes(pool)
+        assert pool.scheduler.next_tick(pool.now) is None
+        pool.wait(10.0)
+        assert not pool.starting
+
+
 def test_pool_that_was_given_up_starts_nothing_for_the_tasks_of_its_dead_workers() -> None:
     pool = FakePool(2, cost_model=known(1e-5))
     pool.start(2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import importlib
 import os
+import select
 import sys
 import threading
 import time
@@ -375,6 +376,22 @@ def test_caller_goes_on_alone_when_the_first_worker_shows_that_it_is_faster(
         monkeypatch.undo()
         go.give(50)
         assert list(running.results) == list(range(50))
+
+
+def test_workers_that_maps_have_missed_start_when_nothing_is_mapped(
+    fresh: AmorsizeExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "cpu_count", lambda: 2)
+    with fresh:
+        scheduler, maps = fresh._dispatcher.scheduler, fresh._dispatcher.maps
+        results = fresh.map(tasks.pid_after, [1e-3] * 3)
+        maps._missed_s = 1000.0
+        assert list(results) == [os.getpid()] * 3
+        until = time.monotonic() + LIMIT_S
+        while not scheduler.n_ready and time.monotonic() < until:
+            select.select([], [], [], 1e-3)
+        assert scheduler.n_ready == 1, "the caller is beside it"
+        assert fresh.submit(os.getpid).result(LIMIT_S) != os.getpid()
 
 
 def test_last_plan_tells_of_a_map_for_which_one_more_worker_loads_the_function(fresh: AmorsizeExecutor) -> None:
