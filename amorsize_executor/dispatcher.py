@@ -535,7 +535,7 @@ class Dispatcher:
         """Carry out what the scheduler wants for a map, and start processes in the thread of its caller."""
         pool = self.pool
         try:
-            if isinstance(pool, WorkerPool) and self._broken is None and not self.is_io_thread:
+            if pool is not None and self._broken is None and not self.is_io_thread:
                 for action in actions:
                     if type(action) is StartWorker:
                         pool.launch(action.worker_id)
@@ -543,7 +543,7 @@ class Dispatcher:
             self.execute(actions)
 
     def _is_launched(self, worker_id: int) -> bool:
-        return isinstance(self.pool, WorkerPool) and self.pool.is_launched(worker_id)
+        return self.pool is not None and self.pool.is_launched(worker_id)
 
     def _open_gate(self) -> None:
         with self.lock:
@@ -816,8 +816,7 @@ class Dispatcher:
                 if not self._memory.looked_at:  # nobody was there to do it
                     self._look_at_memory()
                 if self._broken is not None or not self.scheduler.has_worker(action.worker_id):
-                    if isinstance(pool, WorkerPool):
-                        pool.drop(action.worker_id)
+                    pool.drop(action.worker_id)
                     continue  # it is to be killed next, or was by a thread that was faster
                 self._memory.note_kills()
                 failure = pool.start(action.worker_id)

@@ -665,10 +665,8 @@ class Maps:
             return
         if pool.n_ready or pool.n_cpus < 2 or cost is None or plan is None or not n_waiting:
             return
-        if (
-            n_waiting * cost.mean_s < pool.worker_start_s
-        ):  # it would come too late: the next map has it start, if at all
-            job.has_asked = False
+        if n_waiting * cost.mean_s < pool.worker_start_s:
+            job.has_asked = False  # it would come too late: the next map has it start, if at all
             return
         if planner.start_pays(planner.missed_s(plan._replace(n_items=n_waiting), cost, pool), pool):
             self._engine.want_workers(1)

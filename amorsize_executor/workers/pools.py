@@ -107,6 +107,15 @@ class Pool(Protocol):
     def pids(self) -> dict[int, int]:
         """Process ids of this machine, by worker."""
 
+    def launch(self, worker_id: int) -> None:
+        """Begin the start of a worker in this thread, if that can be; `start` is to follow."""
+
+    def is_launched(self, worker_id: int) -> bool:
+        """Whether the start of a worker was begun, and neither `start` nor `drop` has followed."""
+
+    def drop(self, worker_id: int) -> None:
+        """Undo what `launch` has begun: nobody wants the worker any more."""
+
     def start(self, worker_id: int) -> Ended | None:
         """Start a worker; `Ended` with the error if that is not possible."""
 

@@ -378,6 +378,30 @@ def test_caller_goes_on_alone_when_the_first_worker_shows_that_it_is_faster(
         assert list(running.results) == list(range(50))
 
 
+@pytest.mark.parametrize(("n_items", "starts"), [(20, False), (5000, True)])
+def test_no_worker_is_asked_for_that_comes_when_the_map_is_over(
+    fresh: AmorsizeExecutor, monkeypatch: pytest.MonkeyPatch, n_items: int, starts: bool
+) -> None:
+    monkeypatch.setattr(machine, "cpu_count", lambda: 2)
+    with fresh:
+        maps, scheduler = fresh._dispatcher.maps, fresh._dispatcher.scheduler
+        fresh.cost_model.observe(cost_key(tasks.identity), 100, 0.1)
+        running = fresh.start_map(tasks.identity, range(n_items))
+        job = running.job
+        assert job is not None
+        assert job.plan is not None
+        if job.is_released:
+            maps._engine.execute(scheduler.hold_map(job.job_id))
+            job.is_released = False
+        job.plan = job.plan._replace(n_workers=0, is_helped=False)
+        job.inline_s = 100.0
+        asked: list[int] = []
+        monkeypatch.setattr(maps._engine, "want_workers", asked.append)
+        maps._ask_for_worker(job)
+        assert bool(asked) is job.has_asked is starts
+        assert list(running.results) == list(range(n_items))
+
+
 def test_workers_that_maps_have_missed_start_when_nothing_is_mapped(
     fresh: AmorsizeExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:

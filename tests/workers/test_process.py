@@ -29,3 +29,25 @@ def test_the_exit_status_tells_whether_a_worker_has_failed(message: str, status:
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50, check=False)
     assert ended.returncode == status
     assert error in ended.stderr
+
+
+PAUSES = """
+import os, socket
+from amorsize_executor.workers import process, protocol
+from amorsize_executor.workers.channel import Receiver, make_frame
+
+ours, theirs = socket.socketpair()
+worker = process.Worker(theirs, "1")
+receiver = Receiver()
+for process._PAUSE_NS in (60_000_000_000, 0):
+    ours.sendall(make_frame((protocol.EXIT,)).data)
+    worker._is_brisk, before = False, worker._busy_since_ns
+    worker._receive(receiver)
+    print(worker._busy_since_ns == before, flush=True)
+os._exit(0)
+"""
+
+
+def test_a_worker_that_waits_a_moment_for_its_next_chunk_has_been_busy_all_the_time() -> None:
+    ended = subprocess.run([sys.executable, "-c", PAUSES], capture_output=True, text=True, timeout=50, check=True)
+    assert ended.stdout.split() == ["True", "False"]

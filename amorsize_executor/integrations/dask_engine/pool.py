@@ -222,6 +222,16 @@ class DaskPool:
         """Let a worker claim the items of the chunk that is about to be sent."""
         self._command(worker_id, "offer", slot, n_items)
 
+    def launch(self, worker_id: int) -> None:
+        """Begin nothing: a start takes nothing of this machine."""
+
+    def is_launched(self, worker_id: int) -> bool:
+        """Whether a start was begun: never."""
+        return False
+
+    def drop(self, worker_id: int) -> None:
+        """Undo nothing."""
+
     def take_back(self, worker_id: int, slot: int, chunk_id: int) -> None:
         """Claim what is left of a worker's chunk where it is; the number comes in a message."""
         self._command(worker_id, "take", slot, chunk_id)
