@@ -218,21 +218,27 @@ class Simulation:
             self._decisions_s += perf_counter() - begun
 
     def _carry_out(self, actions: list[Action]) -> None:
-        for action in actions:
-            match action:
-                case SendChunk(worker_id, chunk):
-                    self._send(worker_id, chunk)
-                case TakeBack(worker_id, chunk):
-                    self._take_back(worker_id, chunk)
-                case StartWorker(worker_id):
-                    self._given[worker_id] = deque()
-                    self._free_at[worker_id] = self.now_s
-                    self._carry_out(self._scheduler.worker_ready(worker_id, self.now_s))
-                case RetireWorker(worker_id) | KillWorker(worker_id):
-                    del self._given[worker_id]
-                    self._carry_out(self._scheduler.worker_died(worker_id, None, self.now_s))
-                case _:
-                    raise AssertionError(f"nothing dies here, yet {action}")
+        left = deque(actions)
+        while left:
+            left.extendleft(reversed(self._do(left.popleft())))
+
+    def _do(self, action: Action) -> list[Action]:
+        """Carry out one action; returns what is decided then."""
+        match action:
+            case SendChunk(worker_id, chunk):
+                self._send(worker_id, chunk)
+            case TakeBack(worker_id, chunk):
+                return self._take_back(worker_id, chunk)
+            case StartWorker(worker_id):
+                self._given[worker_id] = deque()
+                self._free_at[worker_id] = self.now_s
+                return self._scheduler.worker_ready(worker_id, self.now_s)
+            case RetireWorker(worker_id) | KillWorker(worker_id):
+                del self._given[worker_id]
+                return self._scheduler.worker_died(worker_id, None, self.now_s)
+            case _:
+                raise AssertionError(f"nothing dies here, yet {action}")
+        return []
 
     def _send(self, worker_id: int, chunk: Chunk) -> None:
         items = chunk.items
@@ -266,7 +272,7 @@ class Simulation:
         if queue:
             self._begin(worker_id)
 
-    def _take_back(self, worker_id: int, chunk: Chunk) -> None:
+    def _take_back(self, worker_id: int, chunk: Chunk) -> list[Action]:
         """Claim the items that have not started."""
         given = next(g for g in self._given[worker_id] if g.chunk is chunk)
         n_started = 0
@@ -277,7 +283,7 @@ class Simulation:
         if n_items and given.begins_s is not None:
             given.version += 1
             self._push(given, max(given.begins_s + given.elapsed_s, self.now_s))
-        self._carry_out(actions)
+        return actions
 
 
 def _name(chunk: Chunk) -> tuple[int, int]:

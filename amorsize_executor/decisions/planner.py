@@ -351,6 +351,7 @@ def chunk_size(
     nbytes: float = 0.0,
     limit: int | None = None,
     overhead_s: float = CostModel.CHUNK_OVERHEAD_S,
+    in_batch: int = 0,
 ) -> int:
     """Items for the next chunk of a map (factoring).
 
@@ -373,6 +374,9 @@ def chunk_size(
         thousands of expensive ones into one chunk).
     overhead_s
         What a chunk costs beyond its items, in seconds.
+    in_batch
+        Items that were not given out when the latest batch of chunks began, of one for each worker: the last ones of a
+        map are equally long.
 
     Notes
     -----
@@ -389,7 +393,7 @@ def chunk_size(
     factor = max(1 + b * b + b * math.sqrt(b * b + 2), LEAST_FACTOR)
     share = math.ceil(remaining / (factor * n_workers))
     last = math.ceil(LAST_OVERHEADS * overhead_s / item_s)
-    size = max(share, min(least, max(-(-remaining // n_workers), last)))
+    size = max(share, min(least, max(-(-max(remaining, in_batch) // n_workers), last)))
     longest_s = longest_chunk_s(overhead_s) if known else FIRST_CHUNK_S
     size = min(size, max(int(longest_s / item_s), 1))
     if nbytes >= 1:

@@ -91,6 +91,8 @@ _MOST_KNOWN = 256
 #: Items are taken back for an idle worker if they take at least this long by prediction, in seconds: the frames and
 #: wake-ups of both chunks cost about a third of it.
 _STEAL_ABOVE_S = 4 * CostModel.CHUNK_OVERHEAD_S
+#: Chunks that are compared before the one with the most to do is taken from; those come first that were given first.
+_CANDIDATES = 64
 #: What needs resources stays at least so long, in seconds, where it was just sent to: who chooses a worker looks at all
 #: that waits, and who takes back at one chunk, so they may disagree, and would pass it back and forth without end.
 _MOVE_AFTER_S = 1e-3
@@ -1639,9 +1641,11 @@ class Scheduler:
 
     def _rebalance(self, now: float, *, most: int, job_id: int | None = None) -> Iterator[TakeBack]:
         """Take work back from those that have the most, at most so many chunks, of one map if it is given."""
-        found = []
+        found: list[tuple[float, Chunk]] = []
         takers: dict[int, bool] = {}  # whether an idle worker would take items, by map
         for worker_id in self._laden:
+            if len(found) >= max(_CANDIDATES, 4 * most):
+                break
             worker = self._workers[worker_id]
             is_stuck = next(iter(worker.chunks.values())).is_overdue(now)
             for chunk, n_items in rest(worker):
@@ -1663,8 +1667,8 @@ class Scheduler:
                     found.append((float("inf"), chunk))
                 else:
                     rest_s = chunk.expected_s * n_items / len(chunk.items)
-                    if rest_s >= _STEAL_ABOVE_S:
-                        found.append((rest_s, chunk))
+                    if rest_s >= _STEAL_ABOVE_S:  # by results, of which the latest may be on their way
+                        found.append((rest_s - (now - chunk.progress_at), chunk))
         found.sort(key=lambda pair: -pair[0])
         for _, chunk in found[:most]:
             yield self._take_back(chunk.worker_id, self._workers[chunk.worker_id], chunk)

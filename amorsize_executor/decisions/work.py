@@ -142,6 +142,8 @@ class MapWork:
         Whether no more are to load its function, since nobody knows what that takes.
     is_helped
         Whether its caller runs items beside them.
+    batch
+        (items that were left when the latest batch of chunks began, chunks of it that are to come).
     growth
         Largest run of items that gave results in this map; it bounds the next chunk.
     nbytes
@@ -155,8 +157,8 @@ class MapWork:
     """
 
     __slots__ = (
-        "chunksize", "closed", "giants", "growth", "head_since", "held", "is_helped", "is_trial", "job_id", "key",
-        "late", "n_items", "n_settled", "n_workers", "nbytes", "needs", "next", "passed", "returned", "terms",
+        "batch", "chunksize", "closed", "giants", "growth", "head_since", "held", "is_helped", "is_trial", "job_id",
+        "key", "late", "n_items", "n_settled", "n_workers", "nbytes", "needs", "next", "passed", "returned", "terms",
     )  # fmt: skip
 
     def __init__(
@@ -183,6 +185,7 @@ class MapWork:
         self.giants: deque[tuple[int, float]] = deque()  # (index, expected seconds), the longest first
         self.passed: deque[int] = deque()  # indices at and above `next` that are or were giants, ascending
         self.n_settled = 0
+        self.batch = (0, 0)
         self.growth = 0
         self.nbytes = 0.0
         self.needs = needs
@@ -254,6 +257,7 @@ class MapWork:
         """Items that were given out come back, to be the next."""
         if not items:
             return  # an empty range may stop anywhere
+        self.batch = (0, 0)
         if isinstance(items, range) and items.stop == self.next and items.step == 1 and not self.passed:
             self.next = items.start
         else:
@@ -292,6 +296,10 @@ class MapWork:
         if self.chunksize is not None:
             size = self.chunksize
         else:
+            n_left, n_chunks = self.batch
+            if not n_chunks:
+                n_left, n_chunks = self.n_waiting, n_workers
+            self.batch = n_left, n_chunks - 1
             size = planner.chunk_size(
                 self.n_waiting,
                 n_workers,
@@ -301,8 +309,9 @@ class MapWork:
                 nbytes=self.nbytes,
                 limit=max(self.growth, 1) * planner.CHUNK_GROWTH if self.growth else None,
                 overhead_s=model.chunk_overhead_s,
+                in_batch=n_left,
             )
-        size = min(size, _MOST_ITEMS, _MOST_ITEMS if most is None else most)
+        size = min(size, self.n_waiting, _MOST_ITEMS, _MOST_ITEMS if most is None else most)
         items: Sequence[int]
         if self.returned:
             items = [self.returned.popleft() for _ in range(min(size, len(self.returned)))]

@@ -21,6 +21,14 @@ def known(item_s: float, key: str = "f") -> CostModel:
     return model
 
 
+def test_a_short_map_is_one_chunk_for_each_worker() -> None:
+    pool = FakePool(3, cost_model=known(1e-6))
+    pool.start(3)
+    pool.answer()
+    pool.map(1, 3000, 3)
+    assert sorted(len(chunk) for worker_id in pool.ready for chunk in pool.items(worker_id)) == [1000] * 3
+
+
 # submitted tasks
 
 
