@@ -650,8 +650,12 @@ class Maps:
         """
         key = job.function.key
         with self._engine.lock:
-            pool = self._engine.pool_state(key=key)
             n_waiting = self._engine.scheduler.n_waiting(job.job_id)
+        rest_s = n_waiting * (self._engine.cost_model.mean_s(key) or 0.0)
+        if not job.is_released and rest_s < self._engine.cost_model.worker_start_s:
+            return  # it would come too late: the next map has it start, if at all
+        with self._engine.lock:
+            pool = self._engine.pool_state(key=key)
         if job.inline_s < pool.worker_start_s:
             return
         job.has_asked = True
@@ -664,9 +668,6 @@ class Maps:
                     self.release(job, again.n_workers)
             return
         if pool.n_ready or pool.n_cpus < 2 or cost is None or plan is None or not n_waiting:
-            return
-        if n_waiting * cost.mean_s < pool.worker_start_s:
-            job.has_asked = False  # it would come too late: the next map has it start, if at all
             return
         if planner.start_pays(planner.missed_s(plan._replace(n_items=n_waiting), cost, pool), pool):
             self._engine.want_workers(1)
