@@ -593,6 +593,9 @@ class Dispatcher:
         with self.lock:  # as long as the chunk is the worker's, its claims are this chunk's
             if self.scheduler.chunk(worker_id, chunk.chunk_id) is not chunk or chunk.slot is None:
                 return []
+            if not chunk.is_sent:  # another thread is about to: its items cannot be claimed yet
+                self.scheduler.not_taken(worker_id, chunk.chunk_id)
+                return []
             n_items = pool.take_back(worker_id, chunk.slot, chunk.chunk_id)
             if n_items is None:  # the answer is on its way
                 return []

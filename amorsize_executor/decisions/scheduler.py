@@ -628,6 +628,16 @@ class Scheduler:
         self._place(worker_id, worker, now)
         return self._act(now)
 
+    def not_taken(self, worker_id: int, chunk_id: int) -> None:
+        """Nothing can be taken back of a chunk that is about to be sent: once it is overdue, it is tried again."""
+        worker = self._workers.get(worker_id)
+        chunk = worker.chunks.get(chunk_id) if worker is not None else None
+        if worker is None or chunk is None:
+            return
+        chunk.is_exhausted = False
+        if worker.state is State.READY and rest(worker):
+            self._laden[worker_id] = None
+
     def chunk_cut(self, worker_id: int, chunk_id: int, now: float) -> list[Action]:
         """A worker has come to the point from which on a chunk's items were taken back."""
         worker = self._workers.get(worker_id)

@@ -29,6 +29,23 @@ def test_a_short_map_is_one_chunk_for_each_worker() -> None:
     assert sorted(len(chunk) for worker_id in pool.ready for chunk in pool.items(worker_id)) == [1000] * 3
 
 
+def test_what_could_not_be_taken_back_as_it_was_not_sent_yet_is_tried_again() -> None:
+    pool = FakePool(2, cost_model=known(1e-5))
+    pool.start(1)
+    pool.answer()
+    (first,) = pool.ready
+    pool.map(1, 1000, 2)
+    pool.do(pool.scheduler.want_workers(2, pool.now))
+    (second,) = pool.starting
+    asked = [a for a in pool.scheduler.worker_ready(second, pool.now) if isinstance(a, TakeBack)]
+    assert [action.worker_id for action in asked] == [first]
+    assert not [a for a in pool.scheduler.tick(pool.now + 1.0) if isinstance(a, TakeBack) and a.chunk is asked[0].chunk]
+    pool.scheduler.not_taken(first, asked[0].chunk.chunk_id)
+    pool.scheduler.not_taken(first, 12345)  # which is over
+    again = [a for a in pool.scheduler.tick(pool.now + 2.0) if isinstance(a, TakeBack)]
+    assert asked[0].chunk in [action.chunk for action in again]
+
+
 # submitted tasks
 
 
