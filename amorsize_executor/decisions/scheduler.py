@@ -91,7 +91,8 @@ _MOST_KNOWN = 256
 #: Items are taken back for an idle worker if they take at least this long by prediction, in seconds: the frames and
 #: wake-ups of both chunks cost about a third of it.
 _STEAL_ABOVE_S = 4 * CostModel.CHUNK_OVERHEAD_S
-#: Chunks that are compared before the one with the most to do is taken from; those come first that were given first.
+#: Chunks that are compared, at least, before the one with the most to do is taken from: with hundreds of workers, to
+#: look at all of them each time is most of what decisions cost at the end of a map.
 _CANDIDATES = 64
 #: What needs resources stays at least so long, in seconds, where it was just sent to: who chooses a worker looks at all
 #: that waits, and who takes back at one chunk, so they may disagree, and would pass it back and forth without end.
@@ -1016,7 +1017,8 @@ class Scheduler:
 
     def want_workers_at(self, n_workers: int, at: float) -> None:
         """The same at a time in seconds, unless a map or the end comes before."""
-        self._wanted_at = n_workers, at
+        if not self._stopping:  # the last map of a pool that was shut down may end now
+            self._wanted_at = n_workers, at
 
     def shutdown(self, now: float) -> list[Action]:
         """No more work will come; workers leave when all that came is done."""

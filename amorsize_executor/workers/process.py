@@ -72,7 +72,7 @@ _LONG_NS = 2_500_000
 _GROUP_NS = 1_000_000
 _GROUP_SHARE = 4
 #: Items of a map are claimed together, for one part in so many of what is left of their chunk, within these bounds, in
-#: nanoseconds: a claim takes 2 us, and what has not been claimed can be taken back.
+#: nanoseconds: a claim takes some us, and what has not been claimed can be taken back.
 _CLAIM_SHARE = 8
 _LEAST_CLAIM_NS, _MOST_CLAIM_NS = 100_000, 1_000_000
 #: Items in a group at most, and at most this many times the items that the function has run before.

@@ -92,8 +92,8 @@ class StatusBlock:
     are written but perhaps not sent, number of results in the journal, what it holds (`MARSHALLED` ...), and what a
     vector holds where no result is. The records follow, then the journal of the group of short items that runs.
 
-    To count each result of a vector would take half as long again as to write it: so it is filled beforehand with a
-    random number that no other process knows, and what still has that is no result.
+    Results of a vector are not counted one by one, which takes long beside the shortest items: it is filled beforehand
+    with a random number that no other process knows, and what still has that is no result.
     """
 
     HEADER_NBYTES = 64

@@ -21,31 +21,6 @@ def known(item_s: float, key: str = "f") -> CostModel:
     return model
 
 
-def test_a_short_map_is_one_chunk_for_each_worker() -> None:
-    pool = FakePool(3, cost_model=known(1e-6))
-    pool.start(3)
-    pool.answer()
-    pool.map(1, 3000, 3)
-    assert sorted(len(chunk) for worker_id in pool.ready for chunk in pool.items(worker_id)) == [1000] * 3
-
-
-def test_what_could_not_be_taken_back_as_it_was_not_sent_yet_is_tried_again() -> None:
-    pool = FakePool(2, cost_model=known(1e-5))
-    pool.start(1)
-    pool.answer()
-    (first,) = pool.ready
-    pool.map(1, 1000, 2)
-    pool.do(pool.scheduler.want_workers(2, pool.now))
-    (second,) = pool.starting
-    asked = [a for a in pool.scheduler.worker_ready(second, pool.now) if isinstance(a, TakeBack)]
-    assert [action.worker_id for action in asked] == [first]
-    assert not [a for a in pool.scheduler.tick(pool.now + 1.0) if isinstance(a, TakeBack) and a.chunk is asked[0].chunk]
-    pool.scheduler.not_taken(first, asked[0].chunk.chunk_id)
-    pool.scheduler.not_taken(first, 12345)  # which is over
-    again = [a for a in pool.scheduler.tick(pool.now + 2.0) if isinstance(a, TakeBack)]
-    assert asked[0].chunk in [action.chunk for action in again]
-
-
 # submitted tasks
 
 
@@ -358,6 +333,29 @@ def test_chunks_of_a_map_begin_small_where_the_function_has_been_slow_before() -
     assert len(pool.sent[0].chunk.items) < 10
 
 
+def test_a_short_map_is_one_chunk_for_each_worker() -> None:
+    pool = FakePool(3, cost_model=known(1e-6))
+    pool.start(3)
+    pool.map(1, 3000, 3)
+    assert sorted(len(chunk) for worker_id in pool.ready for chunk in pool.items(worker_id)) == [1000] * 3
+
+
+def test_what_could_not_be_taken_back_as_it_was_not_sent_yet_is_tried_again() -> None:
+    pool = FakePool(2, cost_model=known(1e-5))
+    pool.start(1)
+    (first,) = pool.ready
+    pool.map(1, 1000, 2)
+    pool.do(pool.scheduler.want_workers(2, pool.now))
+    (second,) = pool.starting
+    asked = [a for a in pool.scheduler.worker_ready(second, pool.now) if isinstance(a, TakeBack)]
+    assert [action.worker_id for action in asked] == [first]
+    assert not [a for a in pool.scheduler.tick(pool.now + 1.0) if isinstance(a, TakeBack) and a.chunk is asked[0].chunk]
+    pool.scheduler.not_taken(first, asked[0].chunk.chunk_id)
+    pool.scheduler.not_taken(first, 12345)  # which is over
+    again = [a for a in pool.scheduler.tick(pool.now + 2.0) if isinstance(a, TakeBack)]
+    assert asked[0].chunk in [action.chunk for action in again]
+
+
 def test_fixed_chunksize_is_kept() -> None:
     pool = FakePool(2, cost_model=known(1e-6))
     pool.map(1, 100, n_workers=2, chunksize=7)
@@ -563,6 +561,15 @@ def test_workers_that_are_wanted_later_do_not_start_if_a_map_or_the_end_comes_be
         assert pool.scheduler.next_tick(pool.now) is None
         pool.wait(10.0)
         assert not pool.starting
+
+
+def test_the_last_map_of_a_pool_that_was_shut_down_starts_nobody_for_others() -> None:
+    pool = FakePool(4)
+    pool.do(pool.scheduler.shutdown(pool.now))
+    pool.scheduler.want_workers_at(3, pool.now)
+    assert pool.scheduler.next_tick(pool.now) is None
+    pool.wait(1.0)
+    assert not pool.starting
 
 
 def test_pool_that_was_given_up_starts_nothing_for_the_tasks_of_its_dead_workers() -> None:
