@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 
 from amorsize_executor import AmorsizeExecutor, CostModel, dispatcher, logs
+from amorsize_executor.decisions.actions import SendChunk
 from amorsize_executor.decisions.work import Chunk
 from amorsize_executor.workers import pool
 
@@ -581,3 +582,22 @@ def test_tasks_of_a_dead_worker_do_not_fail_where_they_were_about_to_be_sent(
         monkeypatch.setattr(dispatcher, "encode_tasks", slow)
         assert executor.submit(noted, notes, 2).result(LIMIT_S) == 4
     assert count_notes(notes) == {2: 1}
+
+
+def test_a_chunk_that_another_thread_is_about_to_send_can_be_taken_back_later() -> None:
+    with AmorsizeExecutor(1, inline="never") as executor:
+        executor.submit(os.getpid).result(LIMIT_S)
+        engine = executor._dispatcher
+        with engine.lock:
+            engine.scheduler.add_map(10**9, "f", 10)
+            actions = engine.scheduler.release_map(10**9, 1, time.perf_counter())
+        (chunk,) = [action.chunk for action in actions if isinstance(action, SendChunk)]
+        chunk.is_exhausted = True  # an idle worker has asked for some of it
+        then = engine._take_back(chunk.worker_id, chunk)
+        is_exhausted = chunk.is_exhausted
+        engine.execute([*actions, *then])
+        with engine.lock:
+            actions = engine.scheduler.cancel_map(10**9)
+        engine.execute(actions)
+    assert not then
+    assert not is_exhausted
