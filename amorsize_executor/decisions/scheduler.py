@@ -101,7 +101,7 @@ _MOVE_AFTER_S = 1e-3
 _LEAST_START_S = 1e-3
 #: Workers that may die in a row before one became ready, until the pool is declared broken.
 _FAILED_STARTS = 3
-#: If other workers run, it is not; then the next start is tried after this long, in seconds, doubled up to 64 s.
+#: If others run or start, it is not; then the next start is tried after this long, in seconds, doubled up to 64 s.
 _START_AGAIN_S = 1.0
 _START_AGAIN_DOUBLINGS = 6
 #: Whoever is ended for what it takes is gone after this, in seconds; if not, another one is.
@@ -722,10 +722,10 @@ class Scheduler:
         if not worker.has_answered and worker.state is not State.RETIRING:
             self._failed_starts += 1
             if self._failed_starts >= _FAILED_STARTS:
-                if not self.n_ready:
+                if not self.n_ready and not self._n_starting:
                     self._is_over = True
                     return [BreakPool()]
-                # Those that run carry on for a while: descriptors or memory may be short just now.
+                # Those that run or start carry on for a while: descriptors or memory may be short just now.
                 doublings = min(self._failed_starts - _FAILED_STARTS, _START_AGAIN_DOUBLINGS)
                 self._start_again_at = now + _START_AGAIN_S * 2**doublings
         elif worker.state is State.RETIRING:
@@ -1808,7 +1808,7 @@ class Scheduler:
         actions: list[Action] = []
         room = self.worker_limit - self._n_starting - self.n_ready if not self._is_over else 0
         if self._failed_starts >= _FAILED_STARTS:
-            if self.n_ready and now < self._start_again_at:
+            if (self.n_ready or self._n_starting) and now < self._start_again_at:
                 return actions
             room = min(room, 1 - self._n_starting)  # one tells as much as many
         for _ in range(min(n_workers, room)):

@@ -512,6 +512,33 @@ def test_three_failed_starts_in_a_row_break_the_pool() -> None:
     assert pool.is_broken
 
 
+def fail_beside_a_slow_start(pool: FakePool) -> int:
+    """One worker starts for long, others beside it fail until no more of them are tried."""
+    pool.map(1, 100, 2)
+    slow, other = pool.starting
+    n_failed = 0
+    while other != slow:
+        pool.die(other)
+        n_failed += 1
+        other = pool.starting[-1]
+    assert n_failed == 3
+    return slow
+
+
+def test_failed_starts_do_not_break_a_pool_while_another_worker_starts() -> None:
+    pool = FakePool(2)
+    slow = fail_beside_a_slow_start(pool)
+    assert not pool.is_broken
+    pool.answer()
+    assert slow in pool.busy()
+
+
+def test_last_worker_that_starts_breaks_a_pool_with_failed_starts() -> None:
+    pool = FakePool(2)
+    pool.die(fail_beside_a_slow_start(pool))
+    assert pool.is_broken
+
+
 def test_worker_that_starts_clears_the_failures_before_it() -> None:
     pool = FakePool(1)
     for task_id in range(5):
