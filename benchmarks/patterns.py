@@ -5,11 +5,12 @@
 AmorsizeExecutor, with nothing tuned, beside a serial loop, the standard pool (forking, a sixteenth of the items in a
 chunk) and joblib. Each measurement has a fresh interpreter with the example imported. Cold: a pool is opened and runs
 the pattern for the first time; its workers import libraries and load models, except that forked ones inherit the
-imports. Warm: the same pool runs it again, up to seven times within four seconds, and the median of these runs counts;
-what the second run takes, in which more workers may start and load, is told beside the first. The loop is measured
-likewise, so the first run of each process, which loads models and compiles, is compared with first runs. The contenders
-take turns in another order each round; medians over rounds are quoted. All linear algebra runs on one thread.
-Efficiency is speed-up over the number of workers.
+imports. The loop runs before that, untimed, so that nobody is charged for what comes from the disk. Warm: the same pool
+runs it again, up to seven times within four seconds, and the median of these runs counts; what the second run takes, in
+which more workers may start and load, is told beside the first. The loop is measured likewise, so the first run of each
+process, which loads models and compiles, is compared with first runs. The contenders take turns in another order each
+round; medians over rounds are quoted. All linear algebra runs on one thread. Efficiency is speed-up over the number of
+workers.
 
 Then, of each pattern that is a single map: what `optimize` estimates beside what the first `execute` behind it gets,
 and a warm `execute` beside every choice of `n_jobs` and `chunksize`. And requests of a web server, which make a closure
@@ -28,6 +29,7 @@ import math
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
@@ -186,7 +188,12 @@ def run(names: Sequence[str], rounds: int, kept: Kept, *, is_quick: bool = False
                 kept.measure(f"{REQUESTS}, {model}", lambda model=model: _pattern_requests.measure(model, n_requests))
         for number in range(rounds):
             for index, pattern in enumerate(patterns):
-                for family in in_turn(tuple(families), number + index):
+                turn = in_turn(tuple(families), number + index)
+                if not any(_name(pattern, family, number) in kept.found for family in turn):
+                    say(f"{pattern.name}, round {number + 1}: reading its files")
+                    with suppress(ProbeError):  # those behind it will tell
+                        _pattern_probe.measure(pattern.name, CONTENDERS[SERIAL], warm_runs=1)
+                for family in turn:
                     contender = CONTENDERS[family]
                     kept.measure(
                         _name(pattern, family, number),
