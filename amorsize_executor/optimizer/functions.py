@@ -41,7 +41,8 @@ def optimize(
     """Measure a function on some of its items and choose how to run it over all of them.
 
     The sample runs in a worker process, so a crash, a leak or changed globals stay there. Its items are spread over
-    the data. It ends after about a second, with at least two items unless the first took more than five seconds.
+    the data. It ends after about a second, with at least two items unless the first took more than five seconds and
+    imported nothing large.
 
     Parameters
     ----------

@@ -6,7 +6,7 @@ next, and then as many others as time allows, in one chunk. Pickling is timed ap
 that was measured need not run again.
 
 A sample ends after `BUDGET_S`, of which the first item leaves at least half to the others. It has at least one item,
-and two unless the first took longer than `LONE_ITEM_S`.
+and two unless the first took longer than `LONE_ITEM_S` and imported nothing large.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import io
 import math
 import os
 import pickle
+import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -38,6 +39,9 @@ BUDGET_S = 1.0
 #: A second item is run only if the first took at most this long, in seconds. It may have been imports: a model that
 #: loads in 2 s tells nothing about the 10 ms of each later call.
 LONE_ITEM_S = 5.0
+#: Or as long as it likes, if it imported this many modules: no small library has so many, and its import or the model
+#: that was loaded next may be what took so long.
+_MANY_MODULES = 100
 #: Items, and results, of a sample are at most this large in all (one of each is always taken), in bytes.
 MOST_NBYTES = 64 << 20
 #: Longest and shortest of items this short, in seconds, are the machine's doing more than the function's ...
@@ -83,6 +87,8 @@ class Sample:
         Of cProfile; empty if it was not asked for.
     are_scalars
         Whether all items and results are numbers, short strings and the like.
+    n_imported
+        Modules that the calls imported.
     digests
         Fingerprints of the items by index, where they can be told.
     not_run
@@ -104,6 +110,7 @@ class Sample:
     are_scalars: bool = True
     read_s: list[float] = field(default_factory=list)
     n_pickled: int = 0
+    n_imported: int = 0
     digests: dict[int, bytes] = field(default_factory=dict)
     not_run: list[tuple[int, Any]] = field(default_factory=list)
 
@@ -194,7 +201,7 @@ class Sampler:
         sample.cpu_s = 0.0
         # The start of a worker does not count, and imports leave half of the time to the others.
         until = time.perf_counter() + BUDGET_S - min(sample.first_s, BUDGET_S / 2)
-        if sample.first_s <= LONE_ITEM_S:
+        if sample.first_s <= LONE_ITEM_S or sample.n_imported >= _MANY_MODULES:
             self._run_others(until, is_profiled)
         if not sample.times_s:
             sample.times_s, sample.cpu_s = [sample.first_s], first_cpu_s
@@ -276,6 +283,7 @@ class Sampler:
             sample.cpu_s += measured.cpu_s
             sample.pickle_out_s += measured.pickle_s
             sample.nbytes_out += measured.nbytes
+            sample.n_imported += measured.n_imported
             sample.peak_nbytes = max(sample.peak_nbytes, measured.peak_nbytes)
             sample.report = measured.report or sample.report
         return len(pulled)
@@ -334,6 +342,7 @@ class _Measured(NamedTuple):
     pickle_s: float
     nbytes: int
     peak_nbytes: int
+    n_imported: int
     report: str
 
 
@@ -371,11 +380,11 @@ class _Timed:
 
     def _measure(self, item: Any) -> tuple[Any, _Measured]:
         func, profiler = self._func, self._profiler
-        cpu_s = _cpu_s()
+        cpu_s, n_modules = _cpu_s(), len(sys.modules)
         started = time.perf_counter()
         value = func(item) if profiler is None else profiler.runcall(func, item)
         ended = time.perf_counter()
-        cpu_s = _cpu_s() - cpu_s
+        cpu_s, n_imported = _cpu_s() - cpu_s, len(sys.modules) - n_modules
         try:
             nbytes = _copied_nbytes(*_pickled(value, serialize.dumps))
         except Exception as error:
@@ -384,7 +393,7 @@ class _Timed:
         pickle_s = time.perf_counter() - ended
         self._left_nbytes -= nbytes
         report = _report(profiler) if profiler is not None else ""
-        return value, _Measured(ended - started, cpu_s, pickle_s, nbytes, machine.peak_nbytes(), report)
+        return value, _Measured(ended - started, cpu_s, pickle_s, nbytes, machine.peak_nbytes(), n_imported, report)
 
 
 def _nothing() -> None:

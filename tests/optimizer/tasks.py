@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
+import types
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +73,13 @@ def spin_at_first(seconds: float, _: object) -> None:
     is_warm = True
     while time.perf_counter() < until:
         pass
+
+
+def import_much(_: object) -> None:
+    """Import, in the first call of a process, as many modules as a large library has."""
+    for i in range(200):
+        name = f"much_{i}"
+        sys.modules.setdefault(name, types.ModuleType(name))
 
 
 def meet(signals: list[Signal], i: int) -> int:

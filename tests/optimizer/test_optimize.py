@@ -153,6 +153,12 @@ def test_a_first_call_that_imports_leaves_time_to_measure_the_others() -> None:
     assert profile.n_measured == 30
 
 
+def test_a_first_call_that_imports_is_not_the_only_one_however_long_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampling, "BUDGET_S", 0.0)
+    monkeypatch.setattr(sampling, "LONE_ITEM_S", -1.0)
+    assert optimize(tasks.import_much, range(100)).profile.n_measured == 2
+
+
 def test_a_sample_ends_with_its_memory(log: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sampling, "MOST_NBYTES", 250_000)
     assert optimize(writer(log), [b"x" * 100_000 + bytes([i]) for i in range(50)]).profile.n_measured == 3
