@@ -84,6 +84,7 @@ if TYPE_CHECKING:
     from multiprocessing.context import BaseContext
 
     from .learned import LearnedCosts
+    from .results import MapJob
     from .workers.functions import Function
     from .workers.pools import Engine
 
@@ -979,7 +980,8 @@ class Dispatcher:
                     actions = self.scheduler.chunk_cut(worker_id, content[1], now)
                 self.execute(actions)
                 if chunk is not None and key is not None:  # it has loaded the function, and found no item left
-                    self._note_load(key, chunk.job_id, now - chunk.given_at)
+                    job = self.maps.jobs.get(chunk.job_id) if chunk.job_id is not None else None
+                    self._note_load(key, job, now - chunk.given_at)
             elif code == protocol.TAKEN:
                 with self.lock:
                     actions = self.scheduler.taken_back(worker_id, content[1], content[2], time.perf_counter())
@@ -1059,6 +1061,7 @@ class Dispatcher:
         if actions:
             self.execute(actions)  # first give the worker its next chunk, then the caller its results
         is_measured = key is not None and n > n_skipped and elapsed_ns >= 0
+        known = self.cost_model.lookup(key) if is_measured and is_first else None
         usual_s = n * (self.cost_model.mean_s(key) or 0.0) if is_measured else 0.0
         has_loaded = is_first and 0 < _LOADING_ITEM * usual_s < elapsed_s  # not only modules, but perhaps a model
         item_s = usual_s if has_loaded else elapsed_s
@@ -1081,19 +1084,32 @@ class Dispatcher:
             if job is not None and size is not None:
                 self.maps.learn_sizes(job)
             if is_first:
-                self._note_load(key, chunk.job_id, now - began - item_s)
+                is_lone = n == 1 and (known is None or known.n_items <= 1)
+                self._note_load(key, job, now - began - item_s, item_s if is_lone else None)
+            elif job is not None and job.lone_s is not None:
+                self._note_next(key, job, elapsed_s / n)
             elif is_single:
                 self.cost_model.observe_overhead(now - began - elapsed_s)
             elif offset and (job is None or job.batch is None):
                 # Its worker went on with these directly behind others of the chunk, and nobody here held them up.
                 self.cost_model.observe_return(key, n, now - began - elapsed_s)
 
-    def _note_load(self, key: Hashable, job_id: int | None, elapsed_s: float) -> None:
-        """A worker has taken so long for a function that it had not run before."""
+    def _note_load(self, key: Hashable, job: MapJob | None, elapsed_s: float, lone_s: float | None = None) -> None:
+        """A worker has taken so long for a function that it had not run before.
+
+        `lone_s`: time of the item itself, if no other, or one more first call, is all that is known of the function.
+        """
         self.cost_model.observe_load(key, max(elapsed_s, 0.0))
-        job = self.maps.jobs.get(job_id) if job_id is not None else None
         if job is not None:
-            self.maps.load_known(job)
+            self.maps.load_known(job, lone_s)
+
+    def _note_next(self, key: Hashable, job: MapJob, item_s: float) -> None:
+        """An item was run behind a lone one, and tells whether that had loaded a model, too."""
+        assert job.lone_s is not None
+        lone_s, job.lone_s = job.lone_s, None
+        if lone_s > _LOADING_ITEM * item_s:
+            self.cost_model.observe_load(key, lone_s - item_s)
+        self.maps.load_known(job)
 
     def _resolve(self, task_ids: Any, values: list[Any], now: float, run_s: float) -> None:
         """Settle submitted tasks; `run_s`: how long each of them ran."""

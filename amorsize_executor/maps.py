@@ -411,15 +411,28 @@ class Maps:
         else:
             self._engine.execute(actions)
 
-    def load_known(self, job: MapJob) -> None:
+    def load_known(self, job: MapJob, lone_s: float | None = None) -> None:
         """A worker has given its first result of a map's function: now others may start, if it still pays.
 
         Or the caller goes on alone: what it takes to carry results was not known before.
+
+        Parameters
+        ----------
+        job
+            The map.
+        lone_s
+            Time of that result's item, in seconds, if first calls are all that is known of the function. It may have
+            loaded a model, as every worker must: one that takes a CPU from those who have it starts for sure knowledge
+            only, which the next result brings.
         """
         with self._engine.lock:
             if not job.n_staged or job.plan is None or not self._engine.scheduler.n_waiting(job.job_id):
                 return
-            n_has = max(min(job.n_staged, self._engine.pool_state().n_cpus - 1), 1)
+            n_cpus = self._engine.pool_state().n_cpus
+            n_has = max(min(job.n_staged, n_cpus - 1), 1)
+            if lone_s is not None and lone_s >= planner.LEAST_LOAD_S and n_has + 1 >= n_cpus:
+                job.lone_s = lone_s
+                return
             job.n_staged = 0
             plan = self._plan(job)
             if 0 < plan.n_workers < n_has:

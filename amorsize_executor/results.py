@@ -99,6 +99,7 @@ class MapJob:
         self.is_released = False
         self.has_asked = False
         self.n_staged = 0  # workers that are wanted once it is known what they take to load the function
+        self.lone_s: float | None = None  # time of the item in a worker behind which the next one decides about these
         self.n_inline = 0
         self.inline_s = 0.0  # the caller's: time of the items it ran
         self.cpu_at: float | None = None  # the caller's: CPU time of this process behind the latest

@@ -51,8 +51,8 @@ class ProbeTimeoutError(ProbeError):
     """A fresh interpreter took longer than its limit."""
 
 
-def make_executor(contender: str, max_workers: int | None = None) -> Executor:
-    """Build an executor of one contender with its defaults; the standard pool always forks."""
+def make_executor(contender: str, max_workers: int | None = None, **options: Any) -> Executor:
+    """Build an executor of one contender with its defaults, or with options of ours; the standard pool always forks."""
     module = load(contender)
     if contender == STANDARD:
         context = importlib.import_module("multiprocessing").get_context("fork")
@@ -60,7 +60,7 @@ def make_executor(contender: str, max_workers: int | None = None) -> Executor:
     elif contender == LOKY:
         executor = module.ProcessPoolExecutor(max_workers)
     else:
-        executor = module.AmorsizeExecutor(max_workers)
+        executor = module.AmorsizeExecutor(max_workers, **options)
     assert isinstance(executor, Executor)
     return executor
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from contextlib import ExitStack
 from statistics import median
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any
 
 from benchmarks._measure import (
@@ -61,17 +61,50 @@ def flood(workers: int, calls: int, rounds: int) -> Found:
     return _on_warm_pools(one_round, workers, rounds)
 
 
-def _on_warm_pools(one_round: Callable[[Executor], float], workers: int, rounds: int) -> Found:
+def parent_cpu(workers: int, items: int, rounds: int) -> Found:
+    """CPU time of this process, all its threads, in warm maps of tiny items that all go to workers."""
+    data = list(range(items))
+    chunksize = -(-items // (4 * workers))
+
+    def one_round(executor: Executor) -> float:
+        options = {} if isinstance(executor, load(OURS).AmorsizeExecutor) else {"chunksize": chunksize}
+        started = process_time()
+        results = list(executor.map(identity, data, **options))
+        taken_s = process_time() - started
+        assert results == data
+        return taken_s
+
+    return _on_warm_pools(one_round, workers, rounds, inline="never")
+
+
+def caller_cpu(items: int, rounds: int) -> Found:
+    """CPU time of this process in warm maps of tiny items, where our executor decides, less that of a loop."""
+    data = list(range(items))
+    samples: list[float] = []
+    with make_executor(OURS) as executor:
+        for number in range(rounds + 1):
+            started = process_time()
+            results = list(executor.map(identity, data))
+            mapped = process_time()
+            looped = [identity(item) for item in data]
+            ended = process_time()
+            assert results == looped
+            if number:  # the first one was not warm
+                samples.append(2 * mapped - started - ended)
+    return {"seconds": median(samples)}
+
+
+def _on_warm_pools(one_round: Callable[[Executor], float], workers: int, rounds: int, **ours: Any) -> Found:
     """Measure all contenders in turn; each has its workers running before the first round.
 
-    The standard pool starts first: it forks, and must not fork another contender's threads.
+    The standard pool starts first: it forks, and must not fork another contender's threads. `ours` are options of ours.
     """
     loops = loops_for(OCCUPY_S)
     samples: dict[str, list[float]] = {name: [] for name in CONTENDERS}
     with ExitStack() as stack:
         pools, started = {}, {}
         for name in sorted(CONTENDERS, key=lambda name: name != STANDARD):
-            pools[name] = stack.enter_context(make_executor(name, workers))
+            pools[name] = stack.enter_context(make_executor(name, workers, **(ours if name == OURS else {})))
             started[name] = start_workers(pools[name], workers, loops)
         for name in CONTENDERS:
             one_round(pools[name])
@@ -163,10 +196,8 @@ def _warm_up() -> None:
     serial([100] * WARMING_CALLS)
 
 
-PROBES: dict[str, Callable[..., Found]] = {
-    function.__name__: function
-    for function in (latency, flood, small_map, first_small_map, cold_start, cold_cell, warm_cell)
-}
+_PROBES = (latency, flood, parent_cpu, caller_cpu, small_map, first_small_map, cold_start, cold_cell, warm_cell)
+PROBES: dict[str, Callable[..., Found]] = {function.__name__: function for function in _PROBES}
 
 
 if __name__ == "__main__":

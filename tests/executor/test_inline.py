@@ -378,6 +378,41 @@ def test_caller_goes_on_alone_when_the_first_worker_shows_that_it_is_faster(
         assert list(running.results) == list(range(50))
 
 
+@pytest.mark.parametrize(("n_cpus", "waits"), [(2, True), (4, False)])
+def test_a_first_item_in_a_worker_is_not_enough_to_know_what_another_has_to_load(
+    fresh: AmorsizeExecutor,
+    make_signal: Callable[[], Signal],
+    monkeypatch: pytest.MonkeyPatch,
+    n_cpus: int,
+    waits: bool,
+) -> None:
+    started, go = make_signal(), make_signal()
+    function = partial(tasks.pause, started, go)
+    with fresh:
+        engine, maps = fresh._dispatcher, fresh._dispatcher.maps
+        fresh.cost_model.observe(cost_key(function), 1, 5.0)
+        running = fresh.start_map(function, range(50))
+        started.take()
+        job = running.job
+        assert job is not None
+        given: list[int] = []
+        monkeypatch.setattr(engine, "n_cpus", n_cpus)
+        monkeypatch.setattr(maps, "release", lambda _, n: given.append(n))
+        monkeypatch.setattr(maps, "look_after", lambda *_: None)  # nobody has come for results yet
+        job.n_staged = 2
+        engine._note_load(cost_key(function), job, 0.1, 5.0)
+        assert bool(given) is not waits, "another would take the caller's CPU"
+        if waits:
+            engine._note_next(cost_key(function), job, 0.01)
+            assert fresh.cost_model.load_s(cost_key(function)) == pytest.approx(4.99)
+        assert job.lone_s is None
+        assert not job.n_staged
+        assert len(given) == 1
+        monkeypatch.undo()
+        go.give(50)
+        assert list(running.results) == list(range(50))
+
+
 @pytest.mark.parametrize(("n_items", "starts"), [(20, False), (5000, True)])
 def test_no_worker_is_asked_for_that_comes_when_the_map_is_over(
     fresh: AmorsizeExecutor, monkeypatch: pytest.MonkeyPatch, n_items: int, starts: bool
