@@ -16,6 +16,8 @@ from typing import Protocol
 
 #: Priority among multiprocessing's finalizers; those from 0 on run before it waits for child processes.
 _BEFORE_CHILDREN_ARE_JOINED = 100
+#: Where a process of multiprocessing begins, or a worker. A process without them is neither.
+_BEGINNINGS = ("multiprocessing.process", f"{__package__}.workers.entry")
 
 
 class Living(Protocol):
@@ -64,13 +66,14 @@ def ensure_watch() -> None:
     """Start the thread that waits for the end of the main thread."""
     global _watch
     if _watch is None or not _watch.is_alive():
-        from multiprocessing import process, util  # which whoever starts a process has loaded
-
+        may_be_child = any(name in sys.modules for name in _BEGINNINGS)
+        if may_be_child:
+            from multiprocessing import process, util
         with _watch_lock:
             if _watch is None or not _watch.is_alive():
                 _watch = threading.Thread(target=_wait_for_end, name="amorsize-exit-watch", daemon=False)
                 _watch.start()
-                if process.parent_process() is not None:
+                if may_be_child and process.parent_process() is not None:
                     util.Finalize(None, _tell_all, exitpriority=_BEFORE_CHILDREN_ARE_JOINED)
 
 

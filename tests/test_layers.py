@@ -198,6 +198,17 @@ def loaded_by_import() -> set[str]:
     return set(done.stdout.split())
 
 
+def test_a_map_in_its_caller_imports_nothing_that_starts_processes() -> None:
+    code = (
+        f"import sys; from {NAME} import AmorsizeExecutor\n"
+        "with AmorsizeExecutor() as executor:\n"
+        "    assert list(executor.map(abs, [-1, 2])) == [1, 2]\n"
+        "print(sys.modules.keys() & {'multiprocessing', 'loky', 'numpy', 'psutil', 'cloudpickle'})"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert out.stdout.strip() == "set()"
+
+
 def test_the_plugin_of_pytest_loads_nothing_before_it_is_used() -> None:
     code = f"import {NAME}.pytest_plugin, sys; print(*[name for name in sys.modules if name.startswith({NAME!r})])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
