@@ -59,8 +59,8 @@ def negative(array: np.ndarray) -> np.ndarray:
     return -array
 
 
-def soak(rounds: int) -> int:
-    """Go back and forth; print two snapshots, return 1 if something grew."""
+def soak(rounds: int) -> tuple[list[str], bool]:
+    """Go back and forth; return two snapshots in lines of text, and whether something grew between them."""
     random = np.random.default_rng(0)
     before: Snapshot | None = None
     started = perf_counter()
@@ -78,13 +78,13 @@ def soak(rounds: int) -> int:
                 before = take_snapshot()
         after = take_snapshot()
     assert before is not None
-    print(f"{rounds:,} rounds, {(perf_counter() - started) / rounds * 1e3:.2f} ms each")
-    print(f"{'':<20}{'before':>14}{'after':>14}")
-    grew = 0
+    lines = [f"{rounds:,} rounds, {(perf_counter() - started) / rounds * 1e3:.2f} ms each"]
+    lines.append(f"{'':<20}{'before':>14}{'after':>14}")
+    has_grown = False
     for name in ("resident_nbytes", "descriptors", "blocks"):
         old, new = getattr(before, name), getattr(after, name)
         # Blocks come and go: how many there are at a time is not the same at each look.
         leaked = new > old * (1 + MEMORY_GROWTH) + (8 if name != "resident_nbytes" else 64 << 20)
-        grew |= leaked
-        print(f"{name:<20}{old:>14,}{new:>14,}{' GREW' * leaked}")
-    return grew
+        has_grown |= leaked
+        lines.append(f"{name:<20}{old:>14,}{new:>14,}{' GREW' * leaked}")
+    return lines, has_grown
