@@ -194,7 +194,7 @@ class Dispatcher:
         self._idle_looks = 0
         self._kept_at = 0.0  # when what was learned was last written
         self._overtime = Overtime()
-        self._limit_at: float | None = None  # when the time of some task or item may be over
+        self._look_at = float("inf")  # when it must be looked around, however much there is to do
         self._retiring: dict[int, float] = {}  # when a worker that was told to end is killed
         self.peak_nbytes: dict[int, int] = {}
         self._init_fd: int | None = None  # block of the initializer's arguments
@@ -224,7 +224,8 @@ class Dispatcher:
 
     def check_open(self) -> None:
         """Raise what a submit to this executor raises, if anything."""
-        self.check_usable()
+        if self._broken is not None:
+            self.check_usable()
         if self.is_shut_down:
             raise RuntimeError("cannot schedule new futures after shutdown")
         if lifecycle.is_interpreter_ending():
@@ -288,7 +289,8 @@ class Dispatcher:
         try:
             if self._thread is None:
                 self.ensure_thread()
-            self.prepare_start()  # here and not in the I/O thread: the interpreter may end before that is done
+            if self.pool is not None and self.pool.context is None:
+                self.prepare_start()  # here and not in the I/O thread: the interpreter may end before that is done
             with self.lock:
                 is_late = options is not None and not self._enter(options, until)
                 if is_late:
@@ -782,7 +784,8 @@ class Dispatcher:
                 self._notice_abandonment()
                 self.maps.forget_dropped()
                 self.residency.forget_abandoned()
-                self._do()
+                if self._to_do or not self._no_starts.is_set():
+                    self._do()
                 if self.fronts:
                     self._ring()
                 if self._gate.abandoned:
@@ -793,7 +796,7 @@ class Dispatcher:
                         return
                     timeout = self._timeout()
                 is_quiet = not pool.wait(timeout, self._handle, self._ended)
-                if is_quiet or self.is_watching or self._is_time_up():
+                if is_quiet or self.is_watching or time.perf_counter() >= self._look_at:
                     self._look_around()
                 if self._overtime.is_busy:
                     self._overtime.go_on(pool)
@@ -879,28 +882,32 @@ class Dispatcher:
 
     def _timeout(self) -> float | None:
         """Seconds until time matters; None when it does not. Under the lock."""
-        times = [self.scheduler.next_tick(time.perf_counter())]
+        now = time.perf_counter()
+        tick_s = self.scheduler.next_tick(now)
+        times = [] if tick_s is None else [tick_s]
         for front in self.fronts:
             if front.alarm_at is not None:
-                times.append(max(front.alarm_at - time.perf_counter(), 0.0))
-        if self.settings.engine is None and self.scheduler.n_occupied and not self._overtime.is_busy:
-            times.append(max(self.health.looked_at + PERIOD_S - time.perf_counter(), 0.0))
-        self._limit_at = self.scheduler.next_limit()
+                times.append(front.alarm_at - now)
+        must_look = [at for at in (self.scheduler.next_limit(), self._trim_at) if at is not None]
+        if self.settings.engine is None:
+            n_busy = self.scheduler.n_busy
+            self._memory_at = self._next_memory_look(n_busy)
+            if self._memory_at is not None:
+                must_look.append(self._memory_at)
+            if (n_busy or self.scheduler.is_starting) and not self._overtime.is_busy:
+                times.append(self.health.looked_at + PERIOD_S - now)
+        self._look_at = min(must_look, default=float("inf"))
+        if must_look:
+            times.append(self._look_at - now)
         if self.is_watching:
             times.append(_WATCH_S)
-        self._memory_at = self._next_memory_look()
-        if self._memory_at is not None:
-            times.append(max(self._memory_at - time.perf_counter(), 0.0))
         if self._overtime.is_busy:
             times.append(_STOP_S)
         if self._retiring:
             times.append(1.0)
-        if self._trim_at is not None:
-            times.append(max(self._trim_at - time.perf_counter(), 0.0))
         if self.settings.learned is not None:
             times.append(_KEEP_S)
-        known = [t for t in times if t is not None]
-        return min(*known, _LONGEST_WAIT_S) if known else None
+        return max(min(*times, _LONGEST_WAIT_S), 0.0) if times else None
 
     def _look_around(self) -> None:
         """Time has passed."""
@@ -937,13 +944,6 @@ class Dispatcher:
                 self.maps.convert(found)
         for job in held:
             self.maps.look_after(job, now)
-
-    def _is_time_up(self) -> bool:
-        """Whether it must be looked around, however much there is to do."""
-        if self._trim_at is None and self._limit_at is None and self._memory_at is None:
-            return False
-        now = time.perf_counter()
-        return any(at is not None and now >= at for at in (self._trim_at, self._limit_at, self._memory_at))
 
     def _trim_blocks(self, now: float) -> None:
         """Give up blocks that were not used for long."""
@@ -1062,7 +1062,7 @@ class Dispatcher:
             self.execute(actions)  # first give the worker its next chunk, then the caller its results
         is_measured = key is not None and n > n_skipped and elapsed_ns >= 0
         known = self.cost_model.lookup(key) if is_measured and is_first else None
-        usual_s = n * (self.cost_model.mean_s(key) or 0.0) if is_measured else 0.0
+        usual_s = n * (self.cost_model.mean_s(key) or 0.0) if is_measured and is_first else 0.0
         has_loaded = is_first and 0 < _LOADING_ITEM * usual_s < elapsed_s  # not only modules, but perhaps a model
         item_s = usual_s if has_loaded else elapsed_s
         size = None
@@ -1295,15 +1295,13 @@ class Dispatcher:
         except OSError:  # no descriptor left to read it
             return None
 
-    def _next_memory_look(self) -> float | None:
+    def _next_memory_look(self, n_busy: int) -> float | None:
         """When to look at memory; None: when some worker has work again. Under the lock."""
-        if self.settings.engine is not None:
-            return None
-        if self.scheduler.n_busy:
+        if n_busy:
             self._memory.is_asleep = False
         elif self._memory.is_asleep:
             return None
-        return self._memory.due_at(self.scheduler.next_memory_look_s())
+        return self._memory.due_at(self.scheduler.next_memory_look_s(n_busy))
 
     def _look_at_memory(self) -> None:
         """Tell the scheduler what there is, and what workers use."""

@@ -96,8 +96,7 @@ class Task:
 
     def store_now(self, store: WarmBlocks) -> None:
         """It is about to be sent: store what was left for later."""
-        if self.unstored is None:
-            return
+        assert self.unstored is not None
         args, kwargs = self.unstored
         try:
             self._store(args, kwargs, BlockWriter(store))
@@ -162,18 +161,20 @@ def encode_tasks(chunk: Chunk, tasks: Sequence[Task | None], known: set[int], st
     if not kept:
         return None
     functions: dict[int, serialize.Entry] = {}
-    for task in kept:
-        function = task.function
-        task.store_now(store)
-        if function.fn_id not in known:
-            functions[function.fn_id] = function.data
-    are_plain = len(kept) == len(tasks) and all(task.args is not None for task in kept)
-    items: list[Any]
-    if are_plain:
-        kind, items = protocol.SCALAR_TUPLES, [task.args for task in kept]
+    fn_ids: list[int] = []
+    for task in tasks:
+        function = (task or kept[0]).function
+        if task is not None and task.unstored is not None:
+            task.store_now(store)
+        fn_id = function.fn_id
+        fn_ids.append(fn_id)
+        if fn_id not in known:
+            functions[fn_id] = function.data
+    items: list[Any] = [task.args for task in kept]
+    if len(kept) == len(tasks) and None not in items:
+        kind = protocol.SCALAR_TUPLES
     else:
         kind, items = protocol.ENTRIES, [_entry_of(task) for task in tasks]
-    fn_ids = [(task or kept[0]).function.fn_id for task in tasks]
     same = fn_ids[0] if len(set(fn_ids)) == 1 and fn_ids[0] > 0 else fn_ids
     used: dict[int, Block] = {}
     for task in kept:

@@ -785,10 +785,10 @@ class Maps:
 
     def forget_dropped(self) -> None:
         """Give up maps whose iterators are gone; any thread."""
-        while True:
+        while self._dropped:
             try:
                 job = self._dropped.popleft()
-            except IndexError:
+            except IndexError:  # another thread has done it
                 return
             with self._engine.lock:
                 self.jobs.pop(job.job_id, None)

@@ -103,9 +103,9 @@ class TimeLimits:
 
     def next(self) -> float | None:
         """When something must be looked at, in seconds; None when there are no limits."""
-        times = []
-        if self.deadlines:
-            times.append(self.deadlines.next())
+        times = [self.deadlines.next()] if self.deadlines else []
+        if not (times or self.late or self.timed):
+            return None  # as nearly always: it is asked for after each message
         if self.late:
             times.append(self._looked_at + _LATE_LOOK_S)
         if self.timed:

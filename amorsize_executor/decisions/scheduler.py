@@ -225,10 +225,9 @@ class Scheduler:
         return max(self.n_ready - len(self._idle), 0)
 
     @property
-    def n_occupied(self) -> int:
-        """Workers that start or have work."""
-        is_spare_starting = self._spare is not None and not self._workers[self._spare].has_answered
-        return self._n_starting + self.n_busy + is_spare_starting
+    def is_starting(self) -> bool:
+        """Whether some worker starts, if only to take the place of another."""
+        return self._n_starting > 0 or (self._spare is not None and not self._workers[self._spare].has_answered)
 
     @property
     def n_queued(self) -> int:
@@ -366,9 +365,9 @@ class Scheduler:
             chunk.given_at = chunk.progress_at = now
             worker.chunks[self._ids] = chunk
             worker.n_given += 1
-            if self._ends_soon(worker) and not self._should_leave(worker):
-                self._partial[worker_id] = None
-            if self._max_tasks_per_child is None:
+            if self._max_tasks_per_child is None and not worker.is_leaving:
+                if self._ends_soon(worker):
+                    self._partial[worker_id] = None
                 return [SendChunk(worker_id, chunk)]
             self._place(worker_id, worker, now)
             self.asks_clock = worker_id in self._due
@@ -680,7 +679,8 @@ class Scheduler:
                 self._forget_task(queue, task_id)
         self._place(worker_id, worker, now)
         actions: list[Action] = []
-        if worker.state is State.READY and not worker.chunks and self._should_leave(worker):
+        is_free = worker.state is State.READY and not worker.chunks
+        if is_free and worker_id not in self._idle and self._should_leave(worker):
             actions.append(self._retire(worker_id, worker))
         return actions + self._act(now)
 
@@ -890,9 +890,9 @@ class Scheduler:
                 actions.append(KillRunning(worker_id, mark[0], mark[1]))
         return actions + self._act(now)
 
-    def next_memory_look_s(self) -> float:
-        """Seconds from one look at memory to the next, while workers have work."""
-        return self.memory.next_look_s(self.n_busy, is_held=self._is_held)
+    def next_memory_look_s(self, n_busy: int) -> float:
+        """Seconds from one look at memory to the next, while so many workers have work."""
+        return self.memory.next_look_s(n_busy, is_held=self._is_held)
 
     def _note_victim(self, worker: Worker, worker_id: int, chunk_id: int) -> None:
         """What has let a worker die for want of memory needs at least what it had."""
@@ -980,10 +980,11 @@ class Scheduler:
     def next_tick(self, now: float) -> float | None:
         """Seconds until `tick` should be called; None when no time matters."""
         times = []
-        if self._idle_timeout_s is not None and self._idle and self.n_ready > self._least:
+        n_ready = self.n_ready
+        if self._idle_timeout_s is not None and self._idle and n_ready > self._least:
             times.append(min(map(self._leaves_at, self._oldest_idle())) - now)
-        may_start = not self._n_starting and self.n_ready < self.worker_limit
-        if self._failed_starts >= _FAILED_STARTS and may_start and self.n_ready < self._least:
+        may_start = not self._n_starting and n_ready < self.worker_limit
+        if self._failed_starts >= _FAILED_STARTS and may_start and n_ready < self._least:
             times.append(self._start_again_at - now)
         limit = self._limits.next()
         if limit is not None:
@@ -1722,12 +1723,13 @@ class Scheduler:
         self._unfile(worker_id)
         if worker.state is not State.READY:
             return
-        if rest(worker):
-            self._laden[worker_id] = None
         if not worker.chunks:
             worker.idle_since = now
-        elif self._is_spent(worker):
-            self._due[worker_id] = None
+        else:
+            if rest(worker):
+                self._laden[worker_id] = None
+            if self._is_spent(worker):
+                self._due[worker_id] = None
         if self._should_leave(worker) or worker.ahead:
             return
         if not worker.chunks:

@@ -104,7 +104,8 @@ class Chunk:
         """What the items that are not settled are expected to take in all, in seconds; None when that is unknown."""
         if self.expected_s is None or not self.items:  # all may have been taken back
             return self.expected_s
-        return self.expected_s * self.n_left / len(self.items)
+        n_items = len(self.items)
+        return self.expected_s * (n_items - self.n_done) / n_items
 
     @property
     def is_over(self) -> bool:

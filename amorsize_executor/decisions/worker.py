@@ -9,7 +9,7 @@ from collections.abc import Hashable
 from enum import Enum
 from typing import NamedTuple
 
-from .planner import longest_chunk_s
+from .planner import MAX_CHUNK_S, longest_chunk_s
 from .work import Chunk
 
 #: A chunk waits behind another one if what is left of that lasts at most so many times, by prediction, what the planner
@@ -91,7 +91,9 @@ def ends_soon(chunk: Chunk, overhead_s: float) -> bool:
     if chunk.loads:
         return False
     rest_s = chunk.rest_s
-    return rest_s is not None and rest_s <= _PREFETCH_CHUNKS * longest_chunk_s(overhead_s)
+    if rest_s is None:
+        return False
+    return rest_s <= _PREFETCH_CHUNKS * MAX_CHUNK_S or rest_s <= _PREFETCH_CHUNKS * longest_chunk_s(overhead_s)
 
 
 def rest(worker: Worker) -> list[tuple[Chunk, int]]:

@@ -93,7 +93,7 @@ class Machine(FakePool):
         if sum(uses.values()) > self.limit:
             self.n_kills += 1
             self.die_running(max(uses, key=lambda i: uses[i]), is_oom=True)
-        if self.busy() and self.now >= self.looked_at + self.scheduler.next_memory_look_s():
+        if self.busy() and self.now >= self.looked_at + self.scheduler.next_memory_look_s(self.scheduler.n_busy):
             self.look_at_memory()
         self.do(self.scheduler.tick(self.now))
 

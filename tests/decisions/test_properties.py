@@ -339,7 +339,7 @@ class Events(RuleBasedStateMachine):
         }
         room = Room(1000 << 20, free << 20, (free + swap) << 20)
         self.pool.do(self.scheduler.look_at_memory(room, uses, marks, self.pool.now))
-        assert self.scheduler.next_memory_look_s() > 0
+        assert self.scheduler.next_memory_look_s(self.scheduler.n_busy) > 0
 
     @precondition(lambda self: self.pool.busy())
     @rule(data=st.data(), growth=st.sampled_from([0, 100, 600]), used=st.sampled_from([10, 700]))
