@@ -85,10 +85,10 @@ _CPU_WORTH_NS = 500_000
 #: Blocks for results are kept for this long after the last message, in seconds.
 _KEEP_RESULTS_S = 2.0
 #: How long to look for a message before going to sleep, in nanoseconds: about what a wake-up costs on both sides ...
-_SPIN_NS = 100_000
+_SPIN_NS = 150_000
 #: ... if it took no longer than this, the wake-up included, until the latest one came. On a machine with few CPUs, who
 #: looks in vain may keep the one from running who is to send or to receive (`benchmarks.dispatch`, latency).
-_BRISK_NS = 150_000
+_BRISK_NS = 250_000
 _give_way: Callable[[], object] = getattr(os, "sched_yield", lambda: time.sleep(0))
 #: Functions kept; the parent sends one again when it is asked.
 _MAX_FUNCTIONS = 256
