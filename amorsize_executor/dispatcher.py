@@ -71,6 +71,7 @@ from .options import Gate, TaskOptions
 from .overtime import Overtime
 from .residency import Residency
 from .results import Failed
+from .switching import quick_switching
 from .tiny import PATIENCE_S
 from .workers import protocol, serialize
 from .workers.channel import LOST, make_frame
@@ -826,7 +827,8 @@ class Dispatcher:
                     pool.drop(action.worker_id)
                     continue  # it is to be killed next, or was by a thread that was faster
                 self._memory.note_kills()
-                failure = pool.start(action.worker_id)
+                with quick_switching:  # between maps, the caller computes, too
+                    failure = pool.start(action.worker_id)
                 self.counters.workers_started += failure is None
                 if failure is not None:
                     self._ended(failure)

@@ -1,4 +1,4 @@
-"""Lets the I/O thread have the interpreter lock soon while items run in their caller.
+"""Lets the I/O thread have the interpreter lock soon while items run in their caller, and while it starts workers.
 
 A thread that computes in Python gives the lock away only when another one has waited for `sys.getswitchinterval`: 5 ms,
 each time that the other one comes back from a system call. To start a worker takes it some thirty of these.

@@ -1,4 +1,4 @@
-"""The interval at which threads switch, while items run in their caller."""
+"""The interval at which threads switch, while items run in their caller and while workers start."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import pytest
 
 from amorsize_executor import AmorsizeExecutor
 from amorsize_executor.switching import quick_switching
+from amorsize_executor.workers.pool import WorkerPool
+from amorsize_executor.workers.pools import Ended
 
 
 @pytest.fixture(autouse=True)
@@ -48,6 +50,21 @@ def test_items_in_the_caller_leave_it_as_it_was() -> None:
         assert all(s < 5e-3 for s in executor.map(_interval, range(3)))
         with pytest.raises(ZeroDivisionError):
             list(executor.map(_divide, [1, 0]))
+    assert sys.getswitchinterval() == pytest.approx(4e-3)
+
+
+def test_workers_are_started_with_a_short_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    sys.setswitchinterval(4e-3)
+    start, found = WorkerPool.start, []
+
+    def noting(pool: WorkerPool, worker_id: int) -> Ended | None:
+        found.append(sys.getswitchinterval())
+        return start(pool, worker_id)
+
+    monkeypatch.setattr(WorkerPool, "start", noting)
+    with AmorsizeExecutor(1) as executor:
+        assert executor.submit(abs, -1).result() == 1
+    assert len(found) == 1 and found[0] < 1e-3
     assert sys.getswitchinterval() == pytest.approx(4e-3)
 
 
