@@ -64,7 +64,8 @@ def test_workers_are_started_with_a_short_one(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(WorkerPool, "start", noting)
     with AmorsizeExecutor(1) as executor:
         assert executor.submit(abs, -1).result() == 1
-    assert len(found) == 1 and found[0] < 1e-3
+    assert len(found) == 1
+    assert found[0] < 1e-3
     assert sys.getswitchinterval() == pytest.approx(4e-3)
 
 
