@@ -91,6 +91,9 @@ if TYPE_CHECKING:
 
 #: While maps are computed by their callers, the I/O thread looks after them this often, in seconds ...
 _WATCH_S = 5e-3
+#: ... and less and less often, to this, where it finds only tiny ones: who is looked after must give it the interpreter
+#: lock, and has less in the caches of its CPU then, which costs a caller of tiny maps a tenth ...
+_MOST_WATCH_S = 40e-3
 #: ... and for so many looks after the last one is gone: a wake-up costs more than a look.
 _WATCH_IDLE_LOOKS = 10
 #: A worker told to leave must be gone after this, in seconds; then it is killed.
@@ -188,13 +191,14 @@ class Dispatcher:
         self._runs: Pool | None = None  # set by the I/O thread, under the lock, when it begins
         self._to_do: deque[Action] = deque()  # for the I/O thread
         self._starting = threading.Lock()  # held while the I/O thread is started
-        self.is_watching = False
+        self.watch_s: float | None = None
         self._no_starts = threading.Event()  # no process waits to be started
         self._no_starts.set()
         # Owned by the I/O thread.
         self._idle_looks = 0
         self._kept_at = 0.0  # when what was learned was last written
         self._overtime = Overtime()
+        self._looked_at = 0.0  # when it was looked around last
         self._look_at = float("inf")  # when it must be looked around, however much there is to do
         self._retiring: dict[int, float] = {}  # when a worker that was told to end is killed
         self.peak_nbytes: dict[int, int] = {}
@@ -580,6 +584,12 @@ class Dispatcher:
         """Wait until the processes that were asked for have been started; for the same reason."""
         self._no_starts.wait(_STARTS_S)
 
+    def watch(self) -> None:
+        """Have the I/O thread look after maps in their callers."""
+        if self.watch_s != _WATCH_S:
+            self.watch_s = _WATCH_S
+            self.wake()
+
     def nudge(self) -> None:
         """Wake the I/O thread, without a lock."""
         if self.pool is not None:
@@ -734,7 +744,7 @@ class Dispatcher:
                 is_started = False
                 try:
                     self.pool, self._init_fd = pool, init_fd
-                    self.is_watching = True
+                    self.watch_s = _WATCH_S
                     self._thread = threading.Thread(target=self._run, args=(pool,), name="amorsize-io", daemon=False)
                     lifecycle.add(self)
                     self._thread.start()
@@ -797,7 +807,7 @@ class Dispatcher:
                         return
                     timeout = self._timeout()
                 is_quiet = not pool.wait(timeout, self._handle, self._ended)
-                if is_quiet or self.is_watching or time.perf_counter() >= self._look_at:
+                if is_quiet or time.perf_counter() >= self._look_at:
                     self._look_around()
                 if self._overtime.is_busy:
                     self._overtime.go_on(pool)
@@ -891,6 +901,8 @@ class Dispatcher:
             if front.alarm_at is not None:
                 times.append(front.alarm_at - now)
         must_look = [at for at in (self.scheduler.next_limit(), self._trim_at) if at is not None]
+        if self.watch_s is not None:
+            must_look.append(self._looked_at + self.watch_s)
         if self.settings.engine is None:
             n_busy = self.scheduler.n_busy
             self._memory_at = self._next_memory_look(n_busy)
@@ -901,8 +913,6 @@ class Dispatcher:
         self._look_at = min(must_look, default=float("inf"))
         if must_look:
             times.append(self._look_at - now)
-        if self.is_watching:
-            times.append(_WATCH_S)
         if self._overtime.is_busy:
             times.append(_STOP_S)
         if self._retiring:
@@ -913,7 +923,7 @@ class Dispatcher:
 
     def _look_around(self) -> None:
         """Time has passed."""
-        now = time.perf_counter()
+        now = self._looked_at = time.perf_counter()
         if self.settings.learned is not None and now - self._kept_at > _KEEP_S and not self.scheduler.n_busy:
             self._kept_at = now
             self.settings.learned.keep()
@@ -926,9 +936,10 @@ class Dispatcher:
             held = [self.maps.jobs[i] for i in self.scheduler.held_jobs() if i in self.maps.jobs]
             held += [job for job in self.maps.jobs.values() if job.is_guess]
             tiny = list(self.maps.tiny)
-            if self.is_watching:
+            if self.watch_s is not None:
                 self._idle_looks = 0 if held or tiny else self._idle_looks + 1
-                self.is_watching = self._idle_looks < _WATCH_IDLE_LOOKS
+                later_s = min(2 * self.watch_s, _MOST_WATCH_S) if self._idle_looks < _WATCH_IDLE_LOOKS else None
+                self.watch_s = _WATCH_S if held else later_s
         self.execute(actions)
         if self._trim_at is not None and now >= self._trim_at:
             self._trim_blocks(now)
@@ -944,6 +955,7 @@ class Dispatcher:
         for found in tiny:
             if now - found.created_at > PATIENCE_S:
                 self.maps.convert(found)
+                self.watch_s = _WATCH_S
         for job in held:
             self.maps.look_after(job, now)
 

@@ -68,8 +68,8 @@ class Engine(Protocol):
     is_shut_down: bool
     residency: Residency
     counters: Counters
-    #: Whether the I/O thread looks after held maps without being woken.
-    is_watching: bool
+    #: Seconds after which the I/O thread looks after maps in their callers, without being woken; None: it does not.
+    watch_s: float | None
     #: Seconds that a byte of a large item takes on its way to a worker, before that was measured.
     carry_s_a_byte: float
     #: Whether workers are those of a cluster: they are quick to start, but not beside a caller that computes. So a
@@ -105,6 +105,9 @@ class Engine(Protocol):
 
     def wake(self) -> None:
         """Make the I/O thread look around."""
+
+    def watch(self) -> None:
+        """Have it look after maps in their callers, from now on often."""
 
     def nudge(self) -> None:
         """The same without a lock."""
@@ -168,9 +171,8 @@ class Maps:
                 raise RuntimeError("cannot schedule new futures after shutdown")
             self.tiny.add(found)
         self._last = found
-        if not engine.is_watching:
-            engine.is_watching = True
-            engine.wake()
+        if engine.watch_s is None:
+            engine.watch()
         return found
 
     def run_tiny(self, found: TinyMap) -> list[Any]:
@@ -287,9 +289,7 @@ class Maps:
         if not plan.is_serial:
             self.release(job, plan.n_workers)
             return job
-        if not self._engine.is_watching:
-            self._engine.is_watching = True
-            self._engine.wake()
+        self._engine.watch()
         return job
 
     def _n_to_start(self, job: MapJob, pool: PoolState, *, is_idle: bool = False) -> int:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from amorsize_executor import AmorsizeExecutor, CostModel
+from amorsize_executor.dispatcher import _MOST_WATCH_S, _WATCH_S
 
 from . import tasks
 from .tools import LIMIT_S, Signal
@@ -186,3 +187,14 @@ def test_many_threads_may_run_tiny_maps(known: AmorsizeExecutor) -> None:
     for thread in threads:
         thread.join(LIMIT_S)
     assert counts == [1000] * 8
+
+
+def test_tiny_maps_are_looked_after_less_and_less_often_and_others_often_at_once(known: AmorsizeExecutor) -> None:
+    engine = known._dispatcher
+    while engine.watch_s != _MOST_WATCH_S:
+        list(known.map(_by_number, [_SHORT] * 5))
+    held = known.map(_by_number, map(int, [_SHORT] * 5))  # a generator: no tiny map
+    assert engine.watch_s == _WATCH_S
+    assert len(list(held)) == 5
+    while engine.watch_s is not None:  # until there was nobody to look after, some times
+        threading.Event().wait(1e-3)
